@@ -1,0 +1,179 @@
+"""Checks of arguments that are numbers or words."""
+
+import math
+import numbers
+import operator
+from typing import Final
+
+import numpy as np
+
+from fastswl.arguments.arrays import as_array
+
+# Defaults of the public functions. An argument that *is* its default has been checked already: comparing identities
+# keeps a plain call short, and an equal value that is another object just takes the full check.
+DEFAULT_AXIS: Final = -1
+DEFAULT_IGNORE_INDEX: Final = -100
+DEFAULT_LABEL_SMOOTHING: Final = 0.0
+DEFAULT_REDUCTION: Final = "mean"
+DEFAULT_EMPTY: Final = "nan"
+DEFAULT_Z_LOSS: Final = 0.0
+DEFAULT_LOGIT_SCALE: Final = 1.0
+DEFAULT_UPSTREAM: Final = 1.0
+
+REDUCTIONS: Final = ("mean", "sum", "none")
+EMPTY_RULES: Final = ("nan", "zero", "raise")
+_INT64: Final = np.iinfo(np.int64)
+
+
+def real_number(name: str, value: object) -> float:
+    """Return a real number (Python's, NumPy's, or an array without axes) as a float.
+
+    Raises
+    ------
+    TypeError
+        For bool, complex, strings, arrays with axes and other objects.
+    ValueError
+        For an int too large for a float.
+
+    Examples
+    --------
+    >>> real_number("z_loss", np.float32(0.5))
+    0.5
+    >>> real_number("z_loss", True)
+    Traceback (most recent call last):
+    TypeError: z_loss must be a real number, got True
+    """
+    if type(value) is float:
+        return value
+    if not isinstance(value, (bool, np.bool_)):
+        if isinstance(value, numbers.Real):
+            try:
+                return float(value)
+            except OverflowError:
+                raise ValueError(f"{name} is too large for a float: {value!r}") from None
+        if hasattr(value, "__float__") and getattr(value, "ndim", None) == 0:
+            array = as_array(name, value)
+            if array.dtype != np.bool_:
+                return float(array)
+    raise TypeError(f"{name} must be a real number, got {value!r}")
+
+
+def integer(name: str, value: object) -> int:
+    """Return an integer (Python's, NumPy's or any object with ``__index__``) as an int.
+
+    Raises
+    ------
+    TypeError
+        For bool, float, and whatever else is no integer.
+
+    Examples
+    --------
+    >>> integer("n_threads", 2.0)
+    Traceback (most recent call last):
+    TypeError: n_threads must be an integer, got 2.0
+    """
+    if type(value) is int:
+        return value
+    if not isinstance(value, (bool, np.bool_)) and getattr(getattr(value, "dtype", None), "kind", "i") in "iu":
+        try:
+            return operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            pass
+    raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
+def thread_count(n_threads: object) -> int:
+    """Return a thread count of at least 1.
+
+    Raises
+    ------
+    TypeError
+        For bool, float and other objects that are no integers.
+    ValueError
+        Below 1.
+
+    Examples
+    --------
+    >>> thread_count(0)
+    Traceback (most recent call last):
+    ValueError: n_threads must be at least 1, got 0
+    """
+    count = integer("n_threads", n_threads)
+    if count < 1:
+        raise ValueError(f"n_threads must be at least 1, got {count}")
+    return count
+
+
+def _word(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    """Return one of the allowed words; TypeError for no string, ValueError for another one."""
+    choices = ", ".join(repr(word) for word in allowed)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {choices}, got {value!r}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+    return str(value)
+
+
+def _number_in(name: str, value: object, low: float, high: float, rule: str, *, above: bool = False) -> float:
+    """Return a float with low <= value <= high (low < value with `above`), else ValueError quoting `rule`."""
+    number = real_number(name, value)
+    if not low <= number <= high or (above and number == low):
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+    return number
+
+
+_LARGEST: Final = math.nextafter(math.inf, 0.0)
+
+
+def loss_scalars(
+    ignore_index: object,
+    label_smoothing: object,
+    reduction: object,
+    normalizer: object,
+    empty: object,
+    z_loss: object,
+    logit_scale: object,
+    softcap: object,
+) -> tuple[int, float, str, float | None, str, float, float, float | None]:
+    """Check the options of the loss that are numbers or words, whatever the arrays are.
+
+    Returns
+    -------
+    tuple
+        The arguments in the order given, as exact Python types.
+
+    Raises
+    ------
+    TypeError
+        For a value of another type (bool is no number here).
+    ValueError
+        For a value outside its range, or a `normalizer` with a reduction other than "mean".
+
+    Examples
+    --------
+    >>> loss_scalars(-1, 0, "sum", None, "zero", 0, 1, None)
+    (-1, 0.0, 'sum', None, 'zero', 0.0, 1.0, None)
+    >>> loss_scalars(-1, 1.5, "sum", None, "zero", 0, 1, None)
+    Traceback (most recent call last):
+    ValueError: label_smoothing must be in [0, 1], got 1.5
+    """
+    checked_index = integer("ignore_index", ignore_index)
+    if not _INT64.min <= checked_index <= _INT64.max:
+        raise ValueError(f"ignore_index must fit 64 signed bits, got {checked_index}")
+    smoothing = _number_in("label_smoothing", label_smoothing, 0.0, 1.0, "in [0, 1]")
+    checked_reduction = _word("reduction", reduction, REDUCTIONS)
+    divisor = None
+    if normalizer is not None:
+        divisor = _number_in("normalizer", normalizer, 0.0, _LARGEST, "finite and non-negative")
+        if checked_reduction != "mean":
+            raise ValueError(f"normalizer goes with reduction='mean' only, got reduction={checked_reduction!r}")
+    return (
+        checked_index,
+        smoothing,
+        checked_reduction,
+        divisor,
+        _word("empty", empty, EMPTY_RULES),
+        _number_in("z_loss", z_loss, 0.0, _LARGEST, "finite and non-negative"),
+        _number_in("logit_scale", logit_scale, 0.0, _LARGEST, "finite and above 0", above=True),
+        None if softcap is None else _number_in("softcap", softcap, 0.0, _LARGEST, "finite and above 0", above=True),
+    )

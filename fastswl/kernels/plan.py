@@ -1,0 +1,85 @@
+"""What a kernel is told: 8-byte words in memory.
+
+Addresses and strides are in bytes. Rows are numbered by (outer, inner); every array has a stride for each of the two, and
+arrays with a class axis one more. A zero address is an absent array.
+"""
+
+import struct
+from typing import NamedTuple
+
+from numba import types
+
+from fastswl.simd import Words, words_at
+
+#: operations
+SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, LOSS = range(4)
+#: kinds of targets of a loss
+NO_TARGETS, INDEX_TARGETS, PROBABILITY_TARGETS = range(3)
+
+
+class Plan(NamedTuple):
+    """The words of a call; whole numbers first, then floats."""
+
+    operation: int
+    logits: int
+    logits_outer: int
+    logits_inner: int
+    logits_class: int
+    out: int  # softmax, log_softmax, or the gradient
+    out_outer: int
+    out_inner: int
+    out_class: int
+    softmax: int  # softmax beside the gradient, for the layer
+    softmax_outer: int
+    softmax_inner: int
+    softmax_class: int
+    n_outer: int
+    n_inner: int
+    n_classes: int
+    tile_rows: int  # rows that a step of the walk takes together
+    tiles_per_block: int
+    kind: int  # of targets
+    targets: int
+    targets_outer: int
+    targets_inner: int
+    targets_class: int
+    index_code: int  # which integer type, see `targets.py`
+    ignore_index: int
+    weight: int  # float64, one a class
+    sample_weight: int  # float64
+    sample_weight_outer: int
+    sample_weight_inner: int
+    upstream: int  # float64
+    upstream_outer: int
+    upstream_inner: int
+    mask: int  # one byte a class
+    mask_outer: int
+    mask_inner: int
+    mask_class: int
+    row_values: int  # logsumexp or per-row losses
+    row_values_outer: int
+    row_values_inner: int
+    partials: int  # (sum, rest) of the losses of each block, float64
+    streaming: int  # whether results go past the caches
+    phase: int  # of the split walk, see `row.py`
+    row_tables: int  # split walk: what is known of each row
+    row_parts: int  # split walk: what is known of each part of each row
+    row_factor: float  # of every row's gradient: upstream / divisor
+    label_smoothing: float
+    z_loss: float
+    logit_scale: float
+    softcap: float  # 0 for none
+
+
+_FLOAT_FIELDS = {"row_factor", "label_smoothing", "z_loss", "logit_scale", "softcap"}
+_WORDS = Words(
+    "plan",
+    {
+        name: (number, types.float64 if name in _FLOAT_FIELDS else types.int64)
+        for number, name in enumerate(Plan._fields)
+    },
+)
+#: packs a plan into memory
+PLAN_LAYOUT = struct.Struct("=" + "".join("d" if name in _FLOAT_FIELDS else "q" for name in Plan._fields))
+#: for kernels: the plan that lies at an address
+load_plan = words_at(_WORDS)

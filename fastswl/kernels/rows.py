@@ -1,0 +1,266 @@
+"""The rows of a tile: what is known of each before its logits are read, and the formula that turns its sums into results.
+
+What is known of a tile's rows lies in a small table in the scratch memory: one line a quantity, one column (lane) a row.
+"""
+
+import numpy as np
+
+from fastswl.compilation import inlined, routine
+from fastswl.kernels.plan import INDEX_TARGETS, LOGSUMEXP, LOSS, NO_TARGETS, SOFTMAX
+from fastswl.kernels.targets import load_index
+from fastswl.simd import (
+    FLOAT64,
+    arithmetic_of,
+    fma,
+    lanes,
+    load_int64,
+    load_one,
+    load_wide,
+    narrow,
+    result_of,
+    select,
+    splat_like,
+    store_int64,
+    store_one,
+    store_wide,
+    wide_zero,
+    widen,
+)
+from fastswl.vectormath import (
+    bias,
+    exp,
+    log_quotient,
+    reduce_argument,
+    split_exponent,
+    sum_lanes,
+    two_sum,
+)
+
+LINE = 128  # bytes: 16 lanes of 8 bytes
+(
+    CLASS,  # int64: index of the target, -1 for none
+    TARGET_MASS,  # q at the target without its share of smoothing: (1 - eps) w_y
+    SPREAD_MASS,  # sum of q over all classes but for that: (eps/C) sum w, or sum of all q
+    SPREAD_AT_TARGET,  # (eps/C) w_y
+    SPREAD_DISTANCE,  # sum of q_c (m - x_c) over the spread part
+    ROW_WEIGHT,  # of the loss: sample_weight, 0 for a row that is ignored
+    ROW_FACTOR,  # of the gradient: sample_weight * upstream / divisor
+    TOP,  # the largest logit
+    REFERENCE,  # the same less the shift, 0 where it is infinite: m
+    POWER,  # rint(m log2 e): N
+    APART,  # the logit that is left out of the sum: the target's, or the largest; -inf for none
+    REST,  # sum of the other e, in two parts
+    REST_LOW,
+    LOSS_VALUE,
+    SCALE,  # alpha = (Q + 2 z lse) g / S, in two parts of the arithmetic type
+    SCALE_LOW,
+    SPREAD_SCALE,  # beta: what a unit of q takes off the gradient
+    TARGET_GRADIENT,
+    LOG_SUM,  # lse - m
+    INVERSE,  # 1 / S, in two parts
+    INVERSE_LOW,
+    SUM,  # of the losses of the block so far, in two parts
+    SUM_LOW,
+    SHIFT,  # what was subtracted from the logits
+    UNITS,  # label_smoothing / (classes left)
+    APART_EXP,  # e of the class left out
+    AGAIN,  # split walk: whether the row's sums have to be done (again)
+) = range(27)
+LINES = 27
+TABLE_BYTES = LINES * LINE
+
+
+@inlined
+def line(storage, table, name):
+    """One line of the table."""
+    return load_wide(storage, table + name * LINE)
+
+
+@inlined
+def set_line(storage, table, name, value):
+    store_wide(storage, table + name * LINE, value)
+
+
+@inlined
+def cell(table, name, row):
+    """One row's number."""
+    return load_one(FLOAT64, table + name * LINE + 8 * row)
+
+
+@inlined
+def set_cell(table, name, row, value):
+    store_one(FLOAT64, table + name * LINE + 8 * row, value)
+
+
+@inlined
+def target_class(table, row):
+    return load_int64(table + CLASS * LINE + 8 * row)
+
+
+@inlined
+def set_target_class(table, row, value):
+    store_int64(table + CLASS * LINE + 8 * row, value)
+
+
+@routine
+def start_block(storage, table):
+    """Before the first tile of a block."""
+    zero = wide_zero(storage)
+    for name in range(LINES):
+        set_line(storage, table, name, zero)
+    for row in range(lanes(storage)):
+        set_target_class(table, row, -1)
+
+
+@routine
+def describe_rows(storage, plan, table, outer, inner, count):
+    """Fill in what is known of `count` rows before their logits are read; how many of them count."""
+    if plan.kind == NO_TARGETS:
+        return count
+    active = 0
+    smoothing = plan.label_smoothing
+    for row in range(lanes(storage)):
+        chosen, target_mass, weight, factor = -1, 0.0, 0.0, 0.0
+        if row < count:
+            weight = 1.0
+            if plan.sample_weight != 0:
+                place = plan.sample_weight + outer * plan.sample_weight_outer + (inner + row) * plan.sample_weight_inner
+                weight = load_one(FLOAT64, place)
+            if plan.kind == INDEX_TARGETS:
+                place = plan.targets + outer * plan.targets_outer + (inner + row) * plan.targets_inner
+                chosen = load_index(plan.index_code, place)
+                if chosen == plan.ignore_index:
+                    chosen, weight = -1, 0.0
+                else:
+                    class_weight = 1.0
+                    if plan.weight != 0:
+                        class_weight = load_one(FLOAT64, plan.weight + 8 * chosen)
+                    target_mass = (1.0 - smoothing) * class_weight
+            if weight != 0.0:
+                active += 1
+                factor = weight * plan.row_factor
+                if plan.upstream != 0:
+                    place = plan.upstream + outer * plan.upstream_outer + (inner + row) * plan.upstream_inner
+                    factor = factor * load_one(FLOAT64, place)
+            else:
+                chosen, target_mass = -1, 0.0
+        set_target_class(table, row, chosen)
+        set_cell(table, TARGET_MASS, row, target_mass)
+        set_cell(table, ROW_WEIGHT, row, weight)
+        set_cell(table, ROW_FACTOR, row, factor)
+    return active
+
+
+@inlined
+def divide_in_two(storage, numerator, high, low):
+    """numerator / (high + low) of float64 vectors, as two parts of the arithmetic type of `storage`."""
+    quotient = numerator / high
+    rest = (fma(-quotient, high, numerator) - quotient * low) / high
+    first = widen(narrow(storage, quotient))
+    return first, (quotient - first) + rest
+
+
+@routine
+def finish_rows(storage, plan, table):
+    """From the sums of each row to its loss, the factors of its gradient, and its log-sum.
+
+    With m the reference, e the exponential left out and d the sum of the others (both in units of 2**(N - bias)):
+    S = d + e, and log(S / e) = log1p(d / e) keeps its relative accuracy however small, where d <= e.
+    """
+    top = line(storage, table, TOP)
+    m = line(storage, table, REFERENCE)
+    power = line(storage, table, POWER)
+    apart = line(storage, table, APART)
+    d, d_low = line(storage, table, REST), line(storage, table, REST_LOW)
+    unit = 2.0 ** bias(storage)
+    e = exp(FLOAT64, reduce_argument(FLOAT64, apart, power)) * unit
+    set_line(storage, table, APART_EXP, e)
+    total, total_low = two_sum(d, e)
+    total_low = total_low + d_low
+    # a row with +inf has no finite answer
+    total = select(top == np.inf, splat_like(total, np.nan), total)
+    inverse, inverse_low = divide_in_two(storage, splat_like(total, 1.0), total, total_low)
+    set_line(storage, table, INVERSE, inverse)
+    set_line(storage, table, INVERSE_LOW, inverse_low)
+    if plan.operation == SOFTMAX:
+        return
+
+    near = d <= e
+    k, fraction = split_exponent(total * (1.0 / unit))
+    core = log_quotient(select(near, d, fraction - 1.0), select(near, total + e, fraction + 1.0))
+    r = reduce_argument(FLOAT64, m, power)
+    far = fma(k, 0.6931471805599453, core - r)
+    below_top = m - apart
+    log_ratio = select(near, core, far + below_top)  # lse - x at the class left out
+    log_sum = select(near, core - below_top, far)  # lse - m
+    # no finite maximum: -inf for the row of nothing but -inf, the NaN of a NaN row, 0 beside a top of +inf
+    nothing = total == 0.0
+    log_sum = select(nothing, splat_like(log_sum, np.nan), log_sum)
+    if plan.operation != LOSS:
+        log_sum = select(top == np.inf, splat_like(log_sum, 0.0), log_sum)
+        if plan.operation == LOGSUMEXP:
+            log_sum = select(nothing, splat_like(log_sum, 0.0), log_sum)
+        set_line(storage, table, LOG_SUM, log_sum)
+        set_line(storage, table, LOSS_VALUE, top + log_sum)
+        return
+
+    target_mass = line(storage, table, TARGET_MASS)
+    spread_mass = line(storage, table, SPREAD_MASS)
+    row_weight = line(storage, table, ROW_WEIGHT)
+    factor = line(storage, table, ROW_FACTOR)
+    zero = wide_zero(storage)
+    loss = select(target_mass == 0.0, zero, target_mass * log_ratio)
+    loss = loss + select(spread_mass == 0.0, zero, spread_mass * log_sum)
+    loss = loss + line(storage, table, SPREAD_DISTANCE)
+    loss = select(total == total, loss, total)
+    loss = select(nothing, splat_like(loss, np.nan), loss)
+    z_slope = zero
+    if plan.z_loss != 0.0:
+        lse = top + log_sum
+        loss = loss + plan.z_loss * lse * lse
+        z_slope = 2.0 * plan.z_loss * lse
+    ignored = row_weight == 0.0
+    loss = select(ignored, zero, loss * row_weight)
+    set_line(storage, table, LOSS_VALUE, loss)
+
+    set_line(storage, table, INVERSE, select(ignored, zero, inverse))
+    set_line(storage, table, INVERSE_LOW, select(ignored, zero, inverse_low))
+    still = ignored | nothing
+    factor = select(still, zero, factor)
+    scale, scale_low = divide_in_two(storage, (target_mass + spread_mass + z_slope) * factor, total, total_low)
+    set_line(storage, table, SCALE, select(still, zero, scale))
+    set_line(storage, table, SCALE_LOW, select(still, zero, scale_low))
+    set_line(storage, table, SPREAD_SCALE, factor)
+    at_target = ((spread_mass + z_slope) * e - target_mass * d) / total - line(storage, table, SPREAD_AT_TARGET)
+    dead = still | (apart == -np.inf)
+    set_line(storage, table, TARGET_GRADIENT, select(dead, zero, at_target * factor))
+
+
+@routine
+def store_row_values(storage, plan, table, outer, inner, count):
+    """Round the row values of a tile to the results' type, store them where they are wanted, add losses to the sum."""
+    arithmetic = arithmetic_of(storage)
+    if plan.operation == LOSS:
+        # the mean and the sum are those of the losses that reduction="none" returns
+        rounded = widen(narrow(storage, line(storage, table, LOSS_VALUE)))
+        high, error = two_sum(line(storage, table, SUM), rounded)
+        set_line(storage, table, SUM, high)
+        set_line(storage, table, SUM_LOW, line(storage, table, SUM_LOW) + error)
+    if plan.row_values != 0:
+        for row in range(count):
+            place = plan.row_values + outer * plan.row_values_outer + (inner + row) * plan.row_values_inner
+            value = cell(table, LOSS_VALUE, row)
+            if plan.operation == LOSS:
+                store_one(arithmetic, place, value)
+            else:
+                store_one(result_of(storage), place, value)
+
+
+@routine
+def store_partial(storage, plan, table, block):
+    """The sum of a block's losses, in two parts."""
+    high, low = sum_lanes(storage, line(storage, table, SUM), line(storage, table, SUM_LOW))
+    set_line(storage, table, SUM, high)
+    set_line(storage, table, SUM_LOW, low)
+    store_one(FLOAT64, plan.partials + 16 * block, cell(table, SUM, 0))
+    store_one(FLOAT64, plan.partials + 16 * block + 8, cell(table, SUM_LOW, 0))

@@ -1,0 +1,25 @@
+"""Class indices of any integer type, read where they lie."""
+
+from fastswl.compilation import inlined
+from fastswl.simd import load_integer
+
+#: code of each integer type; the order of the branches below
+INDEX_CODES = {"int64": 0, "int32": 1, "uint8": 2, "int8": 3, "int16": 4, "uint16": 5, "uint32": 6, "uint64": 7}
+
+
+@inlined
+def load_index(code, address):
+    """The class index at `address`; an unsigned one past 2**63 reads as negative, which no class is."""
+    if code == 0 or code == 7:
+        return load_integer(address, 64, True)
+    if code == 1:
+        return load_integer(address, 32, True)
+    if code == 2:
+        return load_integer(address, 8, False)
+    if code == 3:
+        return load_integer(address, 8, True)
+    if code == 4:
+        return load_integer(address, 16, True)
+    if code == 5:
+        return load_integer(address, 16, False)
+    return load_integer(address, 32, False)

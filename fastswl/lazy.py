@@ -1,0 +1,52 @@
+"""The kernels, imported by the first call that needs them: ``import fastswl`` imports NumPy only."""
+
+from types import ModuleType
+from typing import Any, Final
+
+from fastswl.arguments import thread_count
+
+#: the modules that import Numba, once `load` has run
+dispatch: Any = None
+threads: Any = None
+
+#: public names that live in `fastswl.threads`
+THREAD_FUNCTIONS: Final = ("get_num_threads", "set_num_threads", "threading_layer")
+
+
+def load_threads() -> ModuleType:
+    """Import the module behind `threads` and return it."""
+    global threads
+    from fastswl import threads as module
+
+    threads = module
+    return module
+
+
+def load() -> None:
+    """Import the modules behind `dispatch` and `threads`."""
+    global dispatch
+    load_threads()
+    from fastswl import dispatch as module
+
+    dispatch = module
+
+
+def resolved_thread_count(n_threads: int | None) -> int:
+    """Return a checked thread count; None is `fastswl.get_num_threads()`.
+
+    Raises
+    ------
+    TypeError
+        For bool, float and other objects that are no integers.
+    ValueError
+        Below 1.
+    """
+    if n_threads is not None:
+        count = thread_count(n_threads)
+        if dispatch is None:
+            load()
+        return count
+    if dispatch is None:
+        load()
+    default: int = threads.get_num_threads()
+    return default

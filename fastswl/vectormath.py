@@ -1,0 +1,293 @@
+"""exp and log on vectors, for float32 and float64 from one body.
+
+exp(x) = 2**n P(r), n = rint(x log2 e), r = x - n ln 2 (Cody & Waite, Software Manual for the Elementary Functions, 1980,
+ch. 6). With a fused multiply-add the first step of the reduction, by the arithmetic type's nearest ln 2, is exact, and r
+carries one rounding. P is minimax (Remez, in 60 digits): 2**-28.3 in float32, 2**-57.9 in float64.
+log(1 + q) = 2 atanh(q / (2 + q)), minimax in the square, 2**-59 (Muller, Elementary Functions, 3rd ed., ch. 4).
+"""
+
+import numpy as np
+from numba.extending import overload
+
+from fastswl.compilation import inlined
+from fastswl.simd import (
+    FLOAT64,
+    absolute,
+    as_bits,
+    as_floats,
+    as_numbers,
+    by_type,
+    fma,
+    has_fma,
+    narrow,
+    polynomial,
+    select,
+    splat_like,
+    swap_halves,
+    widen,
+)
+
+LOG2_E = 1.4426950408889634
+LN2 = 0.6931471805599453
+#: ln 2 as a sum: nearest of the type, and the rest
+_LN2_FMA_32 = (float(np.float32(LN2)), -1.904654299957768e-09)
+_LN2_FMA_64 = (LN2, 2.3190468138462996e-17)
+#: without fma: a head whose products with n are exact, and two more parts
+_LN2_SPLIT_32 = (0.693359375, -0.00021219253540039062, 9.70074096e-11)
+_LN2_SPLIT_64 = (0.6931471803691238, 1.9082149292705877e-10, -4.2e-27)
+_ROUND_32, _ROUND_64 = 1.5 * 2.0**23, 1.5 * 2.0**52
+_EXP_32 = (
+    0.001381454105884606023,
+    0.0083687451045360171126,
+    0.041668390769632279959,
+    0.16666520399105309613,
+    0.49999993432170233671,
+    1.0,
+    1.0,
+)
+_EXP_64 = (
+    2.500001391414683097e-8,
+    2.7630306207844823861e-7,
+    2.7557586818262482438e-6,
+    0.000024801492949756015656,
+    0.00019841269505759298372,
+    0.0013888888943759843742,
+    0.0083333333334949830565,
+    0.041666666666529728708,
+    0.16666666666666411501,
+    0.50000000000000106687,
+    1.0,
+    1.0,
+)
+_ATANH_64 = (
+    0.17019460911143200568,
+    0.083396435736045228733,
+    0.12106186109556780479,
+    0.13300961653348809185,
+    0.15386560772877945922,
+    0.18181743888216587561,
+    0.22222223970666375292,
+    0.28571428547840947111,
+    0.40000000000157323203,
+    0.66666666666666303672,
+)
+
+#: e of the row's maximum is 2**BIAS, so that a subnormal p comes out of one multiplication of normal numbers
+BIAS_32, BIAS_64 = 40.0, 64.0
+#: exponent bias and the place of the exponent in the bits
+_EXPONENT_32, _EXPONENT_64 = 127.0, 1023.0
+
+
+@inlined
+def bias(storage):
+    return by_type(storage, BIAS_32, BIAS_64)
+
+
+@inlined
+def nearest_power(storage, x):
+    """rint(x log2 e) of a vector of |x| < 2**21, as floats of its type."""
+    rounding = by_type(storage, _ROUND_32, _ROUND_64)
+    return fma(x, LOG2_E, rounding) - rounding
+
+
+@inlined
+def reduce_argument(storage, x, n):
+    """x - n ln 2."""
+    if has_fma():
+        high, low = by_type(storage, _LN2_FMA_32, _LN2_FMA_64)
+        return fma(n, -low, fma(n, -high, x))
+    high, middle, low = by_type(storage, _LN2_SPLIT_32, _LN2_SPLIT_64)
+    return ((x - n * high) - n * middle) - n * low
+
+
+@inlined
+def exp_polynomial(storage, r):
+    return polynomial(r, by_type(storage, _EXP_32, _EXP_64))
+
+
+@inlined
+def exp_reference(storage, power):
+    """What `exp_above` wants to know of the power N of two that a block is relative to: the rounding constant that has N and
+    the biases folded in, and the x below which e is exactly 0."""
+    shift = by_type(storage, _EXPONENT_32 + BIAS_32, _EXPONENT_64 + BIAS_64)
+    magic = by_type(storage, _ROUND_32, _ROUND_64) + (shift - power)
+    lowest = (power - shift) * LN2
+    return magic, lowest
+
+
+@inlined
+def exp_above(storage, x, magic, lowest):
+    """exp(x) 2**(bias - N): n - N + biases stands in the low bits of the rounded sum, which become the exponent.
+
+    x - m is never formed, so it is never rounded. -inf and all below `lowest` give an exact 0, NaN gives NaN.
+    """
+    x = select(x < lowest, lowest, x)
+    shifted = fma(x, LOG2_E, magic)
+    r = reduce_argument(storage, x, shifted - magic)
+    power_of_two = as_floats(as_bits(shifted) << by_type(storage, 23, 52))
+    return exp_polynomial(storage, r) * power_of_two
+
+
+@inlined
+def exp2_whole(storage, n):
+    """2**n for whole n (as floats) of the type, 0 below the normal range; n at most the largest exponent."""
+    exponent = by_type(storage, _EXPONENT_32, _EXPONENT_64)
+    n = select(n < -exponent, splat_like(n, -exponent), n)
+    bits = as_bits(n + (by_type(storage, _ROUND_32, _ROUND_64) + exponent)) << by_type(storage, 23, 52)
+    return as_floats(bits)
+
+
+@inlined
+def exp(storage, x):
+    """exp(x), at most 1 ulp off, subnormal results and specials included."""
+    exponent = by_type(storage, _EXPONENT_32, _EXPONENT_64)
+    limit = exponent * 1.2
+    bounded = select(x > limit, splat_like(x, limit), x)
+    bounded = select(bounded < -limit, splat_like(x, -limit), bounded)
+    n = nearest_power(storage, bounded)
+    p = exp_polynomial(storage, reduce_argument(storage, bounded, n))
+    half = nearest_whole(storage, n * 0.5)
+    return (p * exp2_whole(storage, half)) * exp2_whole(storage, n - half)
+
+
+@inlined
+def nearest_whole(storage, x):
+    rounding = by_type(storage, _ROUND_32, _ROUND_64)
+    return (x + rounding) - rounding
+
+
+@inlined
+def log_quotient(difference, total):
+    """log(a / b) of float64 vectors, given a - b and a + b, for a / b from 0.7 to 2."""
+    s = difference / total
+    z = s * s
+    return fma(s * z, polynomial(z, _ATANH_64), s + s)
+
+
+@inlined
+def split_exponent(a):
+    """(k, a 2**-k) of positive normal float64, with a 2**-k in [sqrt(1/2), sqrt(2)); inf and NaN stay in the second."""
+    bits = as_bits(a)
+    # 0x95F61998... : the distance from sqrt(1/2) to 1 in the bits, so that k steps at sqrt(2)
+    moved = bits + (0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
+    k = as_numbers((moved >> 52) & 0x7FF) - 1023.0
+    return k, a * as_floats(as_bits(1023.0 - k + 6755399441055744.0) << 52)
+
+
+@inlined
+def log(a):
+    """log(a) of positive normal float64 vectors (0 gives -inf; NaN and inf stay)."""
+    k, fraction = split_exponent(a)
+    small = fma(k, _LN2_FMA_64[1], log_quotient(fraction - 1.0, fraction + 1.0))
+    result = fma(k, LN2, small)
+    result = select(a == 0.0, splat_like(k, -np.inf), result)
+    return select(a < np.inf, result, a)
+
+
+@inlined
+def two_sum(a, b):
+    """a + b and its rounding error (Knuth, TAOCP vol. 2, 4.2.2)."""
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
+
+
+def accumulate(storage, high, low, term):
+    """Add a vector to a sum held in float64: plainly for float32 terms, compensated for float64."""
+
+
+@overload(accumulate, jit_options={"forceinline": True})
+def _accumulate(storage, high, low, term):
+    if storage.storage.arithmetic.bitwidth == 32:
+
+        def add(storage, high, low, term):
+            return high + widen(term), low
+
+    else:
+
+        def add(storage, high, low, term):
+            high, error = two_sum(high, term)
+            return high, low + error
+
+    return add
+
+
+@inlined
+def sum_step(high, low, distance):
+    """One step of the reduction over lanes, in tree order, compensated."""
+    high, error = two_sum(high, swap_halves(high, distance))
+    return high, (low + swap_halves(low, distance)) + error
+
+
+def sum_lanes(storage, high, low):
+    """The sum over the lanes of a float64 pair of vectors, in every lane."""
+
+
+@overload(sum_lanes, jit_options={"forceinline": True})
+def _sum_lanes(storage, high, low):
+    if high.lanes == 16:
+
+        def total(storage, high, low):
+            high, low = sum_step(high, low, 8)
+            high, low = sum_step(high, low, 4)
+            high, low = sum_step(high, low, 2)
+            return sum_step(high, low, 1)
+
+    else:
+
+        def total(storage, high, low):
+            high, low = sum_step(high, low, 4)
+            high, low = sum_step(high, low, 2)
+            return sum_step(high, low, 1)
+
+    return total
+
+
+def max_lanes(storage, a):
+    """The maximum over the lanes, in every lane (NaN dropped)."""
+
+
+@inlined
+def max_step(a, distance):
+    b = swap_halves(a, distance)
+    return select(a > b, a, b)
+
+
+@overload(max_lanes, jit_options={"forceinline": True})
+def _max_lanes(storage, a):
+    if a.lanes == 16:
+
+        def largest(storage, a):
+            return max_step(max_step(max_step(max_step(a, 8), 4), 2), 1)
+
+    else:
+
+        def largest(storage, a):
+            return max_step(max_step(max_step(a, 4), 2), 1)
+
+    return largest
+
+
+@inlined
+def split_float(storage, a):
+    """A float64 vector as a sum of two vectors of the arithmetic type of `storage`."""
+    high = narrow(storage, a)
+    return high, narrow(storage, a - widen(high))
+
+
+@inlined
+def tanh_and_slope(x):
+    """tanh(x) and 1 - tanh(x)**2 of a float64 vector, both relatively exact: with E = expm1(2|x|), E/(E+2), 4(E+1)/(E+2)**2."""
+    twice = absolute(x) * 2.0
+    twice = select(twice > 700.0, splat_like(x, 700.0), twice)
+    n = nearest_power(FLOAT64, twice)
+    r = reduce_argument(FLOAT64, twice, n)
+    power = exp2_whole(FLOAT64, n)
+    excess = fma(power, fma(r * r, polynomial(r, _EXP_64[:-2]), r), power - 1.0)
+    inverse = 1.0 / (excess + 2.0)
+    magnitude = excess * inverse
+    slope = (4.0 * (excess + 1.0)) * inverse * inverse
+    return select(x < 0.0, -magnitude, magnitude), slope
+
+
+__all__ = [name for name in dir() if not name.startswith("_")]

@@ -1,0 +1,167 @@
+"""Hypothesis profiles, and the zoo of layouts and dtypes that every function passes through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+class Sample(NamedTuple):
+    """Logits as a caller might hold them; `close` ends what they need (a file)."""
+
+    logits: object
+    axis: int
+
+
+def _values(rng, shape, dtype) -> np.ndarray:
+    return rng.normal(0, 5, shape).astype(dtype)
+
+
+def c_order(rng, n, classes, dtype, path):
+    return Sample(_values(rng, (n, classes), dtype), -1)
+
+
+def fortran_order(rng, n, classes, dtype, path):
+    return Sample(np.asfortranarray(_values(rng, (n, classes), dtype)), -1)
+
+
+def sliced_rows(rng, n, classes, dtype, path):
+    return Sample(_values(rng, (2 * n, classes), dtype)[::2], -1)
+
+
+def sliced_classes(rng, n, classes, dtype, path):
+    return Sample(_values(rng, (n, classes + 1), dtype)[:, :-1], -1)
+
+
+def every_second_class(rng, n, classes, dtype, path):
+    return Sample(_values(rng, (n, 2 * classes), dtype)[:, ::2], -1)
+
+
+def negative_strides(rng, n, classes, dtype, path):
+    return Sample(_values(rng, (n, classes), dtype)[::-1, ::-1], -1)
+
+
+def zero_stride_rows(rng, n, classes, dtype, path):
+    return Sample(np.broadcast_to(_values(rng, (1, classes), dtype), (n, classes)), -1)
+
+
+def zero_stride_classes(rng, n, classes, dtype, path):
+    return Sample(np.broadcast_to(_values(rng, (n, 1), dtype), (n, classes)), -1)
+
+
+def class_axis_first(rng, n, classes, dtype, path):
+    return Sample(_values(rng, (classes, n), dtype), 0)
+
+
+def images(rng, n, classes, dtype, path):
+    """(N, C, H, W), classes on axis 1."""
+    return Sample(_values(rng, (n, classes, 2, 3), dtype), 1)
+
+
+def images_class_last(rng, n, classes, dtype, path):
+    """(N, C, H, W) as a transposed view of (N, H, W, C)."""
+    return Sample(_values(rng, (n, 2, 3, classes), dtype).transpose(0, 3, 1, 2), 1)
+
+
+def images_turned(rng, n, classes, dtype, path):
+    """(N, C, H, W) whose memory order is (H, C, W, N), and a negative axis."""
+    return Sample(_values(rng, (2, classes, 3, n), dtype).transpose(3, 1, 0, 2), -3)
+
+
+def byte_swapped(rng, n, classes, dtype, path):
+    x = _values(rng, (n, classes), dtype)
+    return Sample(x.astype(x.dtype.newbyteorder("S")), -1)
+
+
+def unaligned(rng, n, classes, dtype, path):
+    x = _values(rng, (n, classes), dtype)
+    memory = np.zeros(x.nbytes + 1, np.uint8)
+    view = memory[1:].view(dtype).reshape(x.shape)
+    view[...] = x
+    return Sample(view, -1)
+
+
+def read_only(rng, n, classes, dtype, path):
+    x = _values(rng, (n, classes), dtype)
+    x.flags.writeable = False
+    return Sample(x, -1)
+
+
+def memmap(rng, n, classes, dtype, path):
+    x = _values(rng, (n, classes), dtype)
+    x.tofile(path)
+    return Sample(np.memmap(path, dtype, "r", shape=x.shape), -1)
+
+
+def nested_list(rng, n, classes, dtype, path):
+    """Python floats, so float64 whatever the dtype asked for."""
+    return Sample(_values(rng, (n, classes), np.float64).tolist(), -1)
+
+
+def one_row(rng, n, classes, dtype, path):
+    """A single sample without a batch axis."""
+    return Sample(_values(rng, (classes,), dtype), 0)
+
+
+def no_rows(rng, n, classes, dtype, path):
+    return Sample(_values(rng, (0, classes), dtype), -1)
+
+
+LAYOUTS: dict[str, Callable] = {
+    make.__name__: make
+    for make in (
+        c_order,
+        fortran_order,
+        sliced_rows,
+        sliced_classes,
+        every_second_class,
+        negative_strides,
+        zero_stride_rows,
+        zero_stride_classes,
+        class_axis_first,
+        images,
+        images_class_last,
+        images_turned,
+        byte_swapped,
+        unaligned,
+        read_only,
+        memmap,
+        nested_list,
+        one_row,
+        no_rows,
+    )
+}
+
+INTEGER_DTYPES = tuple(
+    np.dtype(f"{sign}int{bits}") for bits in (8, 16, 32, 64) for sign in ("", "u")
+)
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request, tmp_path):
+    """make(n, classes, dtype) -> Sample, in one of the layouts of the zoo."""
+
+    def make(n, classes, dtype, seed=0):
+        rng = np.random.default_rng(seed)
+        return LAYOUTS[request.param](rng, n, classes, np.dtype(dtype), tmp_path / "logits")
+
+    return make
+
+
+@pytest.fixture(
+    params=["float16", "bfloat16", "float32", "float64", "bool", *map(str, INTEGER_DTYPES)]
+)
+def any_dtype(request) -> np.dtype:
+    """Every dtype that logits may have."""
+    if request.param == "bfloat16":
+        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    return np.dtype(request.param)

@@ -1,0 +1,243 @@
+"""cross_entropy against the reference: options, target kinds, reductions, divisors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from problems import (
+    ONLY_WITH_INDICES,
+    OPTIONS,
+    TARGET_KINDS,
+    class_indices,
+    one_hot,
+    random_problem,
+    soft_targets,
+)
+from reference import reference_cross_entropy
+from ulp import assert_ulp, same_bits
+
+import fastswl as swl
+
+BOUND = 6
+
+DTYPES = ["float32", "float64"]
+REDUCTIONS = ["none", "sum", "mean"]
+
+
+def assert_loss(got, reference, dtype, what=""):
+    """Per-sample losses in ulp; the scalar in ulp of dtype, as that is what its rows have."""
+    if np.ndim(reference.loss):
+        assert got.dtype == dtype
+        assert_ulp(got, reference.rows, BOUND, reference.rows_terms, what)
+        return
+    assert type(got) is np.float64
+    if not np.isfinite(reference.loss) or reference.loss == 0:
+        np.testing.assert_array_equal(got, np.float64(reference.loss), what)
+        return
+    relative = float(abs(got - reference.loss) / abs(reference.loss))
+    slack = float(reference.rows_terms.sum() / max(abs(reference.rows.sum()), 1e-300))
+    assert relative <= BOUND * float(np.finfo(dtype).eps) * max(slack, 1), what
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option(option, kind, dtype, reduction):
+    if kind != "indices" and option in ONLY_WITH_INDICES:
+        return
+    for axis, shape in ((-1, (37, 10)), (1, (3, 7, 4)), (0, (130,))):
+        rng = np.random.default_rng(0)
+        x = rng.normal(0, 4, shape).astype(dtype)
+        targets = TARGET_KINDS[kind](rng, x, axis)
+        options = OPTIONS[option](rng, x, axis) | {"reduction": reduction}
+        got = swl.cross_entropy(x, targets, axis, **options)
+        assert_loss(got, reference_cross_entropy(x, targets, axis, **options), x.dtype, option)
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_any_combination_of_options(seed):
+    problem = random_problem(seed, DTYPES[seed % 2])
+    x, targets, axis, options = problem
+    got = swl.cross_entropy(x, targets, axis, **options)
+    assert_loss(got, reference_cross_entropy(x, targets, axis, **options), x.dtype, options)
+
+
+def test_loss_of_known_values():
+    """mpmath: log1p(9 * exp(-20)); PyTorch and JAX give 0 for this row in float32."""
+    exact = np.longdouble("1.85503824298886752402161948417e-8")
+    for dtype in DTYPES:
+        row = np.zeros((1, 10), dtype)
+        row[0, 0] = 20
+        loss = swl.cross_entropy(row, np.array([0]), reduction="none")
+        assert_ulp(loss, np.array([exact]), 3)
+
+
+def test_per_sample_shape_and_type():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    for axis in (0, 1, 2, -1, -2, -3):
+        loss = swl.cross_entropy(x, class_indices(rng, x, axis), axis, reduction="none")
+        assert loss.shape == tuple(np.delete(x.shape, axis)) and loss.dtype == np.float32
+    single = swl.cross_entropy(x[0, 0], 2, reduction="none")
+    assert type(single) is np.float32
+    assert type(swl.cross_entropy(x[0, 0], np.int8(2))) is np.float64
+
+
+def test_default_is_the_mean_over_the_last_axis():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 3)), rng.integers(0, 3, 8)
+    assert swl.cross_entropy(x, y) == swl.cross_entropy(x, y, axis=1, reduction="mean")
+
+
+def test_one_hot_equals_indices():
+    rng = np.random.default_rng(1)
+    x = rng.normal(0, 5, (20, 12))
+    y = rng.integers(0, 12, 20)
+    exact = reference_cross_entropy(x, y, reduction="none").rows
+    for dtype in (bool, np.int8, np.uint64, np.float16, np.float32, np.float64):
+        got = swl.cross_entropy(x, one_hot(y, 12, dtype=dtype), reduction="none")
+        assert_ulp(got, exact, 4, what=str(dtype))
+
+
+def test_square_logits_with_targets_of_the_same_shape_are_probabilities():
+    """(3, 3) integers are counts of target mass, never indices of a third axis."""
+    x = np.arange(9.0).reshape(3, 3)
+    counts = np.array([[2, 0, 1], [0, 0, 0], [1, 1, 1]])
+    got = swl.cross_entropy(x, counts, reduction="none")
+    exact = reference_cross_entropy(x, counts, reduction="none")
+    assert_ulp(got, exact.rows, 4, exact.rows_terms)
+    assert got[1] == 0
+
+
+def test_rows_of_probabilities_need_not_sum_to_one():
+    rng = np.random.default_rng(2)
+    x = rng.normal(0, 3, (6, 5))
+    t = rng.exponential(3, (6, 5))
+    exact = reference_cross_entropy(x, t, reduction="none")
+    assert_ulp(swl.cross_entropy(x, t, reduction="none"), exact.rows, 4, exact.rows_terms)
+
+
+def test_mean_divides_by_weights_of_the_targets_or_by_rows():
+    x = np.zeros((3, 2))
+    y = np.array([0, 1, 1])
+    weight = np.array([1.0, 3.0])
+    log_2 = np.log(2.0)
+    # index targets: (1 + 3 + 3) log 2 / (1 + 3 + 3); probabilities: the same sum / 3
+    assert swl.cross_entropy(x, y, weight=weight) == pytest.approx(log_2, rel=1e-15)
+    by_rows = swl.cross_entropy(x, one_hot(y, 2), weight=weight)
+    assert by_rows == pytest.approx(7 * log_2 / 3, rel=1e-15)
+
+
+def test_sample_weight_counts_in_the_divisor_too():
+    x = np.array([[0.0, 0.0], [0.0, np.log(3.0)]])
+    y = np.array([0, 0])  # losses log 2 and log 4
+    mean = swl.cross_entropy(x, y, sample_weight=np.array([1.0, 3.0]))
+    assert mean == pytest.approx(7 * np.log(2.0) / 4, rel=1e-15)
+
+
+def test_sample_weight_broadcasts_to_the_samples():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(4, 5, 6))
+    y = rng.integers(0, 5, (4, 6))
+    for shape in ((), (1,), (6,), (4, 1), (4, 6)):
+        s = rng.integers(1, 9, shape) / 4
+        for reduction in REDUCTIONS:
+            got = swl.cross_entropy(x, y, 1, sample_weight=s, reduction=reduction)
+            exact = reference_cross_entropy(x, y, 1, sample_weight=s, reduction=reduction)
+            assert_loss(got, exact, x.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint64"])
+def test_ignore_index_is_compared_by_value(dtype):
+    """uint8 156 and uint64 2**64 - 100 have the bits of -100, but are other numbers."""
+    x = np.random.default_rng(4).normal(size=(3, 200))
+    ignored = -100 if dtype.startswith("i") else 100
+    y = np.array([0, 100, 5], dtype)
+    if ignored < 0:
+        y[1] = ignored
+    got = swl.cross_entropy(x, y, ignore_index=ignored, reduction="none")
+    assert got[1] == 0 and np.all(got[[0, 2]] > 0)
+    if dtype == "uint8":
+        y[1] = 156
+        assert swl.cross_entropy(x, y, reduction="none")[1] > 0
+    if dtype == "uint64":
+        y[1] = 2**64 - 100
+        with pytest.raises(IndexError, match=str(2**64 - 100)):
+            swl.cross_entropy(x, y)
+
+
+@pytest.mark.parametrize("ignored", [-(2**63), 2**62, 10**6, -1])
+def test_ignore_index_may_be_any_integer(ignored):
+    x = np.random.default_rng(5).normal(size=(3, 4))
+    y = np.array([1, ignored, 2], np.int64)
+    got = swl.cross_entropy(x, y, ignore_index=ignored, reduction="none")
+    assert got[1] == 0 and np.all(got[[0, 2]] > 0)
+    small = np.array([1, 0, 2], np.int8)  # where no target can have that value
+    assert np.all(swl.cross_entropy(x, small, ignore_index=ignored, reduction="none") > 0)
+
+
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+def test_empty_means(kind):
+    x = np.ones((0, 3), np.float32)
+    targets = np.ones((0,), int) if kind == "indices" else np.ones((0, 3))
+    assert np.isnan(swl.cross_entropy(x, targets))
+    assert swl.cross_entropy(x, targets, reduction="sum") == 0
+    assert swl.cross_entropy(x, targets, reduction="none").shape == (0,)
+    zero = swl.cross_entropy(x, targets, empty="zero")
+    assert zero == 0 and type(zero) is np.float64
+    with pytest.raises(ValueError, match=r"."):
+        swl.cross_entropy(x, targets, empty="raise")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ignore_index": 1},
+        {"weight": np.array([1.0, 0, 1])},
+        {"sample_weight": np.zeros(4)},
+        {"normalizer": 0},
+    ],
+    ids=str,
+)
+def test_means_with_a_divisor_of_zero(options):
+    x, y = np.random.default_rng(6).normal(size=(4, 3)), np.ones(4, int)
+    assert np.isnan(swl.cross_entropy(x, y, **options))
+    assert swl.cross_entropy(x, y, empty="zero", **options) == 0
+    with pytest.raises(ValueError, match=r"."):
+        swl.cross_entropy(x, y, empty="raise", **options)
+    other = {name: value for name, value in options.items() if name != "normalizer"}
+    assert np.isfinite(swl.cross_entropy(x, y, reduction="sum", empty="raise", **other))
+
+
+def test_normalizer_replaces_the_divisor():
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(12, 5)), rng.integers(0, 5, 12)
+    whole = swl.cross_entropy(x, y)
+    parts = [swl.cross_entropy(x[i : i + 4], y[i : i + 4], normalizer=12) for i in (0, 4, 8)]
+    assert sum(parts) == pytest.approx(whole, rel=1e-15)
+
+
+def test_out_is_filled_and_returned():
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(size=(7, 5)), rng.integers(0, 5, 7)
+    expected = swl.cross_entropy(x, y, reduction="none")
+    out = np.full(7, 9.0)
+    assert swl.cross_entropy(x, y, reduction="none", out=out) is out
+    assert same_bits(out, expected)
+    strided = np.full(14, 9.0)[::-2]
+    assert swl.cross_entropy(x, y, reduction="none", out=strided) is strided
+    assert same_bits(strided, expected)
+
+
+def test_probabilities_ignore_a_negative_ignore_index():
+    rng = np.random.default_rng(9)
+    x = rng.normal(size=(4, 3))
+    t = soft_targets(rng, x, -1)
+    assert swl.cross_entropy(x, t, ignore_index=-5) == swl.cross_entropy(x, t)
+
+
+def test_million_classes():
+    x = np.zeros((1, 1_000_000), np.float32)
+    got = swl.cross_entropy(x, np.array([123_456]), reduction="none")
+    assert_ulp(got, np.array([np.log(np.longdouble(1_000_000))]), 3)
