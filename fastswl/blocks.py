@@ -1,11 +1,11 @@
-"""The softmax family over several axes: merged into one as a view, or copied block by block where strides forbid that.
+"""The softmax family over several axes: one view where strides allow, else copied blocks.
 
 A temporary never holds more than `BLOCK_BYTES`, however large the array is.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,7 +16,7 @@ BLOCK_BYTES: Final = 2 * 1024 * 1024
 
 #: run_softmax_family of the dispatch: operation, x with the class axis last, out, thread count
 Runner = Callable[[str, Array, Array, int], None]
-Index = tuple[slice, ...]
+Index = tuple[Any, ...]
 
 
 def cut(shape: tuple[int, ...], limit: int) -> Iterator[Index]:
@@ -48,7 +48,9 @@ def cut(shape: tuple[int, ...], limit: int) -> Iterator[Index]:
         yield (slice(start, min(start + step, shape[0])), *whole)
 
 
-def run_over_axes(run: Runner, operation: str, x: Array, axes: tuple[int, ...], out: Array, n_threads: int) -> None:
+def run_over_axes(
+    run: Runner, operation: str, x: Array, axes: tuple[int, ...], out: Array, n_threads: int
+) -> None:
     """Evaluate a function of the softmax family with several axes (or none) as the class axis.
 
     Parameters
@@ -100,8 +102,10 @@ def run_over_axes(run: Runner, operation: str, x: Array, axes: tuple[int, ...], 
             out[index] = result.reshape(part.shape)
 
 
-def _run_long_rows(run: Runner, operation: str, x: Array, n_rows_axes: int, out: Array, n_threads: int) -> None:
-    """Evaluate rows of which a single one exceeds a block, each in pieces, with float64 between the pieces.
+def _run_long_rows(
+    run: Runner, operation: str, x: Array, n_rows_axes: int, out: Array, n_threads: int
+) -> None:
+    """Evaluate rows longer than a block, each in pieces, with float64 between the pieces.
 
     With m the maximum of a row, l the logsumexp of x - m (itself from the logsumexps of the
     pieces): logsumexp is m + l, log_softmax (x - m) - l, softmax its exponential. A maximum that is

@@ -37,7 +37,7 @@ from fastswl.kernels.row import (
     WHOLE_ROWS,
     row_walk,
 )
-from fastswl.kernels.rows import AGAIN, LINE, TABLE_BYTES
+from fastswl.kernels.rows import AGAIN, TABLE_BYTES
 from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS, scan_targets
 from fastswl.kernels.targets import INDEX_CODES
 from fastswl.simd import STORAGES, VECTOR_BYTES
@@ -278,9 +278,7 @@ def _run_split(storages: tuple, plan: Plan, walk: Walk, n_threads: int, partials
             step(SUM_UP, count * n_parts)
             step(MERGE, count)
             offset = base - tables.ctypes.data
-            again = [
-                tables[offset + row * TABLE_BYTES + AGAIN * LINE :][:8].view(np.float64)[0] for row in range(count)
-            ]
+            again = [tables[offset + row * TABLE_BYTES + AGAIN :][:8].view(np.float64)[0] for row in range(count)]
             if any(again):
                 # rows far from 0: once more, their maximum subtracted first
                 step(SUM_UP, count * n_parts)

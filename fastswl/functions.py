@@ -1,4 +1,4 @@
-"""The loss and its gradient: documentation, checks, allocation; the kernels do the rest.
+"""The loss and its gradient: documentation, checks and allocation around the kernels.
 
 The functions of the softmax family are in `fastswl.softmax_family`, the layer in `fastswl.layer`.
 """
@@ -60,7 +60,7 @@ def cross_entropy(
     out: npt.NDArray[Any] | None = None,
     n_threads: int | None = None,
 ) -> Any:
-    """Cross entropy of the softmax of logits, with the semantics of `torch.nn.functional.cross_entropy`.
+    """Cross entropy of the softmax of logits, with the semantics of PyTorch.
 
     Parameters
     ----------
@@ -160,8 +160,8 @@ def cross_entropy(
     IndexError: targets[1] is 3, outside [0, 3) for 3 classes, and not ignore_index
     """
     plan, _ = loss_plan(
-        logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, normalizer, empty,
-        z_loss, logit_scale, softcap, class_mask, DEFAULT_UPSTREAM, out, False, None,
+        logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction,
+        normalizer, empty, z_loss, logit_scale, softcap, class_mask, DEFAULT_UPSTREAM, out, False, None,
         lazy.resolved_thread_count(n_threads), None,
     )  # fmt: skip
     loss = run_plan(plan)
@@ -169,7 +169,7 @@ def cross_entropy(
 
 
 def per_sample_losses(plan: LossPlan, out: Any) -> Any:
-    """Return the per-sample losses of a plan that has been run: `out` itself, or an array or NumPy scalar."""
+    """Return the losses that a plan has written: `out` itself, an array or a NumPy scalar."""
     if out is not None:
         return out
     losses = plan.loss
@@ -201,8 +201,8 @@ def cross_entropy_value_and_grad(
 
     Parameters
     ----------
-    logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, normalizer, empty, z_loss, \
-logit_scale, softcap, class_mask, out, n_threads
+    logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, \
+normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
         The gradient that arrives from above: a real number, or with ``reduction="none"`` an array
@@ -243,8 +243,8 @@ logit_scale, softcap, class_mask, out, n_threads
     0.693147 [[ 0.5 -0.5]]
     """
     plan, grad = loss_plan(
-        logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, normalizer, empty,
-        z_loss, logit_scale, softcap, class_mask, upstream, out, True, grad_out,
+        logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction,
+        normalizer, empty, z_loss, logit_scale, softcap, class_mask, upstream, out, True, grad_out,
         lazy.resolved_thread_count(n_threads), None,
     )  # fmt: skip
     loss = run_plan(plan)
@@ -262,7 +262,10 @@ def run_plan(plan: LossPlan) -> np.float64 | None:
 
 
 def _loss_without_logits(plan: LossPlan) -> np.float64 | None:
-    """Evaluate the loss of no rows, or of rows with no classes: sums without terms, plus the z-loss of lse = -inf."""
+    """Evaluate the loss of no rows, or of rows with no classes.
+
+    Sums without terms are 0; the z-loss of a row is that of lse = -inf.
+    """
     rows = plan.logits.shape[:-1]
     n_rows = math.prod(rows)
     per_sample = np.zeros(rows)

@@ -43,8 +43,8 @@ class SoftmaxWithLoss:
 
     Parameters
     ----------
-    axis, weight, sample_weight, ignore_index, label_smoothing, reduction, normalizer, empty, z_loss, logit_scale, \
-softcap, class_mask, n_threads
+    axis, weight, sample_weight, ignore_index, label_smoothing, reduction, normalizer, empty, \
+z_loss, logit_scale, softcap, class_mask, n_threads
         As in `cross_entropy`. Arrays are copied.
 
     Attributes
@@ -108,7 +108,14 @@ softcap, class_mask, n_threads
         n_threads: int | None = None,
     ) -> None:
         self._scalars = loss_scalars(
-            ignore_index, label_smoothing, reduction, normalizer, empty, z_loss, logit_scale, softcap
+            ignore_index,
+            label_smoothing,
+            reduction,
+            normalizer,
+            empty,
+            z_loss,
+            logit_scale,
+            softcap,
         )
         self._axis = axis
         self._weight = _copy_or_none("weight", weight)
@@ -116,7 +123,7 @@ softcap, class_mask, n_threads
         self._class_mask = _copy_or_none("class_mask", class_mask)
         self._n_threads = None if n_threads is None else thread_count(n_threads)
         self._buffers: OwnedBuffers | None = None
-        self._grad_view: Array | None = None  # class axis last; None while there is nothing to return
+        self._grad_view: Array | None = None  # class axis last; None before the first forward
         self._class_axis = 0
         self.y: Array | None = None
         self.t: Array | None = None
@@ -151,11 +158,20 @@ softcap, class_mask, n_threads
         logits, axis = read_logits(x, self._axis)
         targets = as_array("targets", t)
         buffers = self._buffers_for(logits, targets)
-        ignore_index, label_smoothing, reduction, normalizer, empty, z_loss, logit_scale, softcap = self._scalars
+        (
+            ignore_index,
+            label_smoothing,
+            reduction,
+            normalizer,
+            empty,
+            z_loss,
+            logit_scale,
+            softcap,
+        ) = self._scalars
         plan, _ = loss_plan(
-            logits, targets, axis, self._weight, self._sample_weight, ignore_index, label_smoothing, reduction,
-            normalizer, empty, z_loss, logit_scale, softcap, self._class_mask, DEFAULT_UPSTREAM, None, True, None,
-            threads, buffers,
+            logits, targets, axis, self._weight, self._sample_weight, ignore_index,
+            label_smoothing, reduction, normalizer, empty, z_loss, logit_scale, softcap,
+            self._class_mask, DEFAULT_UPSTREAM, None, True, None, threads, buffers,
         )  # fmt: skip
         loss = run_plan(plan)
         if loss is None:
@@ -169,7 +185,7 @@ softcap, class_mask, n_threads
         return loss
 
     def _buffers_for(self, logits: Array, targets: Array) -> OwnedBuffers:
-        """Return the buffers of the last call when they fit and the caller's arrays lie apart, else new ones."""
+        """Return the last buffers if they fit and lie apart from the caller's arrays, else new ones."""
         dtype = RESULT_DTYPE[logits.dtype]
         owned = self._buffers
         if (
@@ -182,7 +198,9 @@ softcap, class_mask, n_threads
             return owned
         return OwnedBuffers(np.empty_like(logits, dtype), np.empty_like(logits, dtype))
 
-    def backward(self, dout: float | npt.ArrayLike = 1, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    def backward(
+        self, dout: float | npt.ArrayLike = 1, out: npt.NDArray[Any] | None = None
+    ) -> npt.NDArray[Any]:
         """Return the gradient of the last loss with respect to the logits.
 
         Parameters
@@ -229,7 +247,7 @@ softcap, class_mask, n_threads
             if factor == 1.0:
                 np.copyto(target, grad)
             else:
-                _scale(grad, np.float64(factor), target)
+                _scale(grad, factor, target)
         else:
             _scale(self._grad_view, factor[..., np.newaxis], axis_last(target, self._class_axis))
         return result
@@ -240,10 +258,14 @@ def _copy_or_none(name: str, value: object) -> Array | None:
     return None if value is None else as_array(name, value).copy()
 
 
-def _scale(grad: Array, factor: np.float64 | Array, target: Array) -> None:
-    """Write grad * factor to `target`: in float32 where that is the dtype and the range is safe, else in float64."""
+def _scale(grad: Array, factor: float | Array, target: Array) -> None:
+    """Write grad * factor to `target`, in float64 unless a float32 product is as good."""
     with np.errstate(all="ignore"):
-        if grad.dtype == np.float32 and np.ndim(factor) == 0 and _SMALLEST_FLOAT32 < abs(factor) < _LARGEST_FLOAT32:
+        if (
+            isinstance(factor, float)
+            and grad.dtype == np.float32
+            and _SMALLEST_FLOAT32 < abs(factor) < _LARGEST_FLOAT32
+        ):
             np.multiply(grad, np.float32(factor), out=target)
         else:
             np.multiply(grad, factor, out=target, dtype=np.float64, casting="unsafe")

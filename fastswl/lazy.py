@@ -1,4 +1,4 @@
-"""The kernels, imported by the first call that needs them: ``import fastswl`` imports NumPy only."""
+"""The kernels, imported by the first call: ``import fastswl`` imports NumPy only."""
 
 from types import ModuleType
 from typing import Any, Final

@@ -658,6 +658,32 @@ def store_wide(typingctx, storage, address, value):
 
 
 @intrinsic
+def load_double(typingctx, address):
+    """The float64 at `address`."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load(_pointer(builder, args[0], ir.DoubleType()), align=8)
+
+    return types.float64(types.int64), codegen
+
+
+@intrinsic
+def store_double(typingctx, address, value):
+    """Store a float64 at `address`."""
+
+    def codegen(context, builder, sig, args):
+        builder.store(args[1], _pointer(builder, args[0], ir.DoubleType()), align=8)
+
+    return types.none(types.int64, types.float64), codegen
+
+
+@intrinsic
+def word(typingctx, value):
+    """A constant as a plain int64: Numba would compile a routine anew for each literal it is called with."""
+    return types.int64(types.int64), lambda context, builder, sig, args: args[0]
+
+
+@intrinsic
 def load_int64(typingctx, address):
     """The int64 at `address`."""
 

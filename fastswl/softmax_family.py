@@ -1,4 +1,4 @@
-"""softmax, log_softmax and logsumexp: documentation, checks, allocation; the kernels do the rest."""
+"""softmax, log_softmax and logsumexp: documentation, checks and allocation around the kernels."""
 
 from typing import Any
 
@@ -99,7 +99,9 @@ def log_softmax(
     out: npt.NDArray[Any] | None = None,
     n_threads: int | None = None,
 ) -> Any:
-    """Logarithm of the softmax: ``x - log(sum(exp(x)))`` along an axis, also where the softmax is near 0 or 1.
+    """Logarithm of the softmax, ``x - log(sum(exp(x)))`` along an axis.
+
+    Accurate also where the softmax is near 0 or 1.
 
     Parameters
     ----------
@@ -240,10 +242,14 @@ def logsumexp(
         try:
             array, factors = np.broadcast_arrays(array, factors)
         except ValueError:
-            raise ValueError(f"b of shape {factors.shape} does not broadcast with x of shape {array.shape}") from None
+            raise ValueError(
+                f"b of shape {factors.shape} does not broadcast with x of shape {array.shape}"
+            ) from None
     last = axis is DEFAULT_AXIS and array.ndim > 0
     axes = (array.ndim - 1,) if last else class_axes(axis, array.ndim)
-    rows = array.shape[:-1] if last else tuple(n for i, n in enumerate(array.shape) if i not in axes)
+    rows = (
+        array.shape[:-1] if last else tuple(n for i, n in enumerate(array.shape) if i not in axes)
+    )
     shape = tuple(1 if i in axes else n for i, n in enumerate(array.shape)) if keepdims else rows
     if out is None:
         target = result = np.empty(shape, dtype)
@@ -266,7 +272,9 @@ def logsumexp(
         if last:
             lazy.dispatch.run_softmax_family("logsumexp", array, row_target, threads)
         else:
-            run_over_axes(lazy.dispatch.run_softmax_family, "logsumexp", array, axes, row_target, threads)
+            run_over_axes(
+                lazy.dispatch.run_softmax_family, "logsumexp", array, axes, row_target, threads
+            )
         if sign is not None:
             sign[...] = np.where(target == -np.inf, 0.0, np.where(np.isnan(target), np.nan, 1.0))
     value = result if out is not None or result.ndim else result[()]

@@ -9,7 +9,7 @@ log(1 + q) = 2 atanh(q / (2 + q)), minimax in the square, 2**-59 (Muller, Elemen
 import numpy as np
 from numba.extending import overload
 
-from fastswl.compilation import inlined
+from fastswl.compilation import inlined, routine
 from fastswl.simd import (
     FLOAT64,
     absolute,
@@ -19,6 +19,7 @@ from fastswl.simd import (
     by_type,
     fma,
     has_fma,
+    lane,
     narrow,
     polynomial,
     select,
@@ -116,19 +117,6 @@ def exp_reference(storage, power):
 
 
 @inlined
-def exp_above(storage, x, magic, lowest):
-    """exp(x) 2**(bias - N): n - N + biases stands in the low bits of the rounded sum, which become the exponent.
-
-    x - m is never formed, so it is never rounded. -inf and all below `lowest` give an exact 0, NaN gives NaN.
-    """
-    x = select(x < lowest, lowest, x)
-    shifted = fma(x, LOG2_E, magic)
-    r = reduce_argument(storage, x, shifted - magic)
-    power_of_two = as_floats(as_bits(shifted) << by_type(storage, 23, 52))
-    return exp_polynomial(storage, r) * power_of_two
-
-
-@inlined
 def exp2_whole(storage, n):
     """2**n for whole n (as floats) of the type, 0 below the normal range; n at most the largest exponent."""
     exponent = by_type(storage, _EXPONENT_32, _EXPONENT_64)
@@ -196,7 +184,7 @@ def accumulate(storage, high, low, term):
     """Add a vector to a sum held in float64: plainly for float32 terms, compensated for float64."""
 
 
-@overload(accumulate, jit_options={"forceinline": True})
+@overload(accumulate, inline="always")
 def _accumulate(storage, high, low, term):
     if storage.storage.arithmetic.bitwidth == 32:
 
@@ -223,7 +211,7 @@ def sum_lanes(storage, high, low):
     """The sum over the lanes of a float64 pair of vectors, in every lane."""
 
 
-@overload(sum_lanes, jit_options={"forceinline": True})
+@overload(sum_lanes, inline="always")
 def _sum_lanes(storage, high, low):
     if high.lanes == 16:
 
@@ -253,7 +241,7 @@ def max_step(a, distance):
     return select(a > b, a, b)
 
 
-@overload(max_lanes, jit_options={"forceinline": True})
+@overload(max_lanes, inline="always")
 def _max_lanes(storage, a):
     if a.lanes == 16:
 
@@ -266,6 +254,13 @@ def _max_lanes(storage, a):
             return max_step(max_step(max_step(a, 4), 2), 1)
 
     return largest
+
+
+@routine
+def total_of_lanes(storage, high, low):
+    """The sum over the lanes of a float64 pair of vectors, as a pair of numbers."""
+    high, low = sum_lanes(storage, high, low)
+    return lane(high, 0), lane(low, 0)
 
 
 @inlined

@@ -1,4 +1,4 @@
-"""Checks of what callers pass: array-likes, axes, options and outputs become a validated plan. NumPy only.
+"""Checks of what callers pass: array-likes, axes and options become a validated plan. NumPy only.
 
 Each file has one concern: `arrays` (dtypes), `scalars` (numbers and words), `axes`, `targets`,
 `outputs` (writeable arrays and overlap), `plan` (the loss as a whole). Nothing here writes to an

@@ -14,7 +14,9 @@ Array = npt.NDArray[Any]
 _FLOAT16: Final = np.dtype(np.float16)
 _FLOAT32: Final = np.dtype(np.float32)
 _FLOAT64: Final = np.dtype(np.float64)
-_INTEGERS: Final = tuple(np.dtype(code) for code in ("b", "B", "h", "H", "i", "I", "l", "L", "q", "Q"))
+_INTEGERS: Final = tuple(
+    np.dtype(code) for code in ("b", "B", "h", "H", "i", "I", "l", "L", "q", "Q")
+)
 
 #: dtype of gradients and probabilities, by the dtype of the input (native byte order)
 RESULT_DTYPE: Final[dict[np.dtype[Any], np.dtype[Any]]] = {
@@ -31,7 +33,7 @@ INDEX_DTYPES: Final = frozenset(_INTEGERS)
 
 
 def _register_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Add bfloat16 of `ml_dtypes` to the tables when `dtype` is it (that package is never imported from here)."""
+    """Add bfloat16 to the tables when `dtype` is it; `ml_dtypes` is never imported from here."""
     if dtype.name != "bfloat16" or dtype.itemsize != 2 or dtype.type.__module__ != "ml_dtypes":
         return False
     RESULT_DTYPE[dtype] = dtype
@@ -68,9 +70,9 @@ def as_array(name: str, value: object) -> Array:
     --------
     >>> as_array("x", [[1, 2]]).dtype.name
     'int64'
-    >>> as_array("x", [1j])
+    >>> as_array("x", [1j])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    TypeError: x has dtype complex128; supported are bool, integers, float16, bfloat16, float32 and float64
+    TypeError: x has dtype complex128; supported are bool, integers, float16, bfloat16, float32 ...
     """
     if type(value) is np.ndarray and value.dtype in RESULT_DTYPE and value.flags.carray:
         return value
@@ -78,7 +80,8 @@ def as_array(name: str, value: object) -> Array:
     native = array.dtype.newbyteorder("=")
     if native not in RESULT_DTYPE and not _register_bfloat16(native):
         raise TypeError(
-            f"{name} has dtype {array.dtype}; supported are bool, integers, float16, bfloat16, float32 and float64"
+            f"{name} has dtype {array.dtype}; supported are bool, integers, float16, bfloat16, "
+            "float32 and float64"
         )
     if array.dtype != native or not array.flags.aligned:
         array = array.astype(native)
@@ -102,7 +105,7 @@ def _read(name: str, value: object) -> Array:
 
 
 def as_float64(name: str, value: object) -> Array:
-    """Read an array-like as float64: the caller's memory where it is float64 already, a converted copy otherwise.
+    """Read an array-like as float64: the caller's memory where it is that already, else a copy.
 
     Raises
     ------
@@ -132,7 +135,9 @@ def check_finite_non_negative(name: str, array: Array) -> None:
     first = int(np.argmin((array >= 0.0) & (array < np.inf)))
     position = tuple(int(i) for i in np.unravel_index(first, array.shape))
     where = "" if not position else f" at index {position[0] if len(position) == 1 else position}"
-    raise ValueError(f"{name} must be finite and non-negative, got {float(array[position])!r}{where}")
+    raise ValueError(
+        f"{name} must be finite and non-negative, got {float(array[position])!r}{where}"
+    )
 
 
 def promoted_dtype(first: np.dtype[Any], second: np.dtype[Any]) -> np.dtype[Any]:

@@ -34,7 +34,7 @@ def class_axis(axis: object, ndim: int) -> int:
 
 
 def class_axes(axis: object, ndim: int) -> tuple[int, ...]:
-    """Return the axes named by an int, a tuple of ints or None (all of them), sorted, each in [0, ndim).
+    """Return the axes named by an int, a tuple or None (all), sorted, each in [0, ndim).
 
     An array without axes has axis 0 and -1 as for NumPy's reductions; the answer for it is ``()``:
     one class.

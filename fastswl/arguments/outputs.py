@@ -1,4 +1,4 @@
-"""Arrays to write to (`out`, `grad_out`), and whether they share memory with anything that is read."""
+"""Arrays to write to (`out`, `grad_out`), and whether they share memory with what is read."""
 
 from typing import Any, Final
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from fastswl.arguments.arrays import Array
 
-# Candidate solutions that the exact overlap search may try; beyond, two arrays count as overlapping.
+# Candidates that the exact overlap search may try; beyond, two arrays count as overlapping.
 _OVERLAP_WORK: Final = 10_000
 
 
@@ -58,14 +58,20 @@ def check_output(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype
         if not flags.aligned:
             raise ValueError(f"{name} is not aligned for dtype {dtype}")
         if _overlaps_itself(out):
-            raise ValueError(f"{name} has elements that share memory (shape {out.shape}, strides {out.strides})")
+            raise ValueError(
+                f"{name} has elements that share memory (shape {out.shape}, strides {out.strides})"
+            )
     return out if type(out) is np.ndarray else out.view(np.ndarray)
 
 
 def _overlaps_itself(array: Array) -> bool:
-    """Tell whether two elements may share memory: True unless each stride steps over all that lies inside it."""
+    """Tell whether two elements may share memory.
+
+    False only when each stride steps over all that the smaller ones reach.
+    """
     extent = array.itemsize
-    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n != 1):
+    steps = zip(array.strides, array.shape, strict=True)
+    for stride, length in sorted((abs(stride), n) for stride, n in steps if n != 1):
         if length == 0:
             return False
         if stride < extent:
@@ -86,13 +92,13 @@ def overlaps(first: Array, second: Array) -> bool:
     if not np.may_share_memory(first, second):
         return False
     try:
-        return bool(np.shares_memory(first, second, max_work=_OVERLAP_WORK))
+        return bool(np.shares_memory(first, second, max_work=_OVERLAP_WORK))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
 
 def same_elements(first: Array, second: Array) -> bool:
-    """Tell whether two arrays of one shape are the same memory walked in the same way, in the same dtype.
+    """Tell whether two arrays are the same memory, walked in the same way in the same dtype.
 
     Examples
     --------
@@ -105,13 +111,14 @@ def same_elements(first: Array, second: Array) -> bool:
         and first.shape == second.shape
         and first.__array_interface__["data"][0] == second.__array_interface__["data"][0]
         and all(
-            a == b or n == 1 for a, b, n in zip(first.strides, second.strides, first.shape, strict=True)
+            a == b or n == 1
+            for a, b, n in zip(first.strides, second.strides, first.shape, strict=True)
         )
     )
 
 
 def in_place_or_apart(out_name: str, out: Array, name: str, array: Array) -> Array:
-    """Return the array to read: `out` itself when both are the same elements, else `array`, which must lie apart.
+    """Return the array to read: `out` when both are the same elements, else `array`, lying apart.
 
     Raises
     ------

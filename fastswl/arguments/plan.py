@@ -30,13 +30,14 @@ from fastswl.arguments.targets import read_targets
 
 
 class LossPlan(NamedTuple):
-    """All that one evaluation of the loss needs, checked. ``rows`` stands for the axes of a per-sample loss.
+    """All that one evaluation of the loss needs, checked.
 
+    ``rows`` stands for the axes of a per-sample loss.
     The arrays are views of the caller's memory wherever that is aligned and in native byte order.
     """
 
     logits: Array  # (*rows, C), class axis last, any strides
-    targets: Array  # indices: rows, an integer dtype; probabilities: (*rows, C), class axis last, any real dtype
+    targets: Array  # indices: rows, an integer dtype; probabilities: (*rows, C), any real dtype
     probabilities: bool  # which kind of targets
     weight: Array | None  # (C,), float64, contiguous
     sample_weight: Array | None  # float64, broadcast (strides may be 0) to rows
@@ -53,11 +54,14 @@ class LossPlan(NamedTuple):
     loss: Array | None  # rows, where the per-sample losses go (reduction "none"), else None
     grad: Array | None  # (*rows, C), class axis last, or None when only the value is wanted
     n_threads: int
-    probabilities_out: Array | None  # (*rows, C), class axis last, in the dtype of grad: where softmax goes, or None
+    probabilities_out: Array | None  # (*rows, C), dtype of grad: where softmax goes, or None
 
 
 class OwnedBuffers(NamedTuple):
-    """Memory of the library's own to write to, in the shape of the logits; it overlaps nothing of the caller's."""
+    """Memory of the library's own to write to, in the shape of the logits.
+
+    It overlaps nothing of the caller's.
+    """
 
     grad: Array
     probabilities: Array
@@ -68,10 +72,12 @@ def empty_error() -> ValueError:
 
     Examples
     --------
-    >>> empty_error()
-    ValueError("the mean has a divisor of zero (no rows, all ignored, or all weights 0) and empty='raise'")
+    >>> print(empty_error())
+    empty='raise': the divisor of the mean is zero (no rows, all ignored, or all weights 0)
     """
-    return ValueError("the mean has a divisor of zero (no rows, all ignored, or all weights 0) and empty='raise'")
+    return ValueError(
+        "empty='raise': the divisor of the mean is zero (no rows, all ignored, or all weights 0)"
+    )
 
 
 def read_logits(logits: object, axis: object) -> tuple[Array, int]:
@@ -114,8 +120,8 @@ def loss_plan(
 
     Parameters
     ----------
-    logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, normalizer, empty, z_loss, \
-logit_scale, softcap, class_mask, upstream, out, grad_out
+    logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, \
+normalizer, empty, z_loss, logit_scale, softcap, class_mask, upstream, out, grad_out
         As the caller of `fastswl.cross_entropy_value_and_grad` gave them.
     with_grad : bool
         Whether the gradient is wanted.
@@ -137,8 +143,10 @@ logit_scale, softcap, class_mask, upstream, out, grad_out
 
     Examples
     --------
-    >>> plan, grad = loss_plan(np.zeros((2, 3)), [0, 1], 1, None, None, -100, 0.0, "none", None, "nan", 0.0, 1.0,
-    ...                        None, None, 1.0, None, True, None, 1, None)
+    >>> plan, grad = loss_plan(
+    ...     np.zeros((2, 3)), [0, 1], 1, None, None, -100, 0.0, "none", None, "nan", 0.0, 1.0,
+    ...     None, None, 1.0, None, True, None, 1, None,
+    ... )
     >>> plan.loss.shape, grad.shape
     ((2,), (2, 3))
     """
@@ -158,11 +166,29 @@ logit_scale, softcap, class_mask, upstream, out, grad_out
         and logit_scale is DEFAULT_LOGIT_SCALE
         and softcap is None
     ):
-        ignore_index, label_smoothing, reduction, normalizer, empty, z_loss, logit_scale, softcap = loss_scalars(
-            ignore_index, label_smoothing, reduction, normalizer, empty, z_loss, logit_scale, softcap
+        (
+            ignore_index,
+            label_smoothing,
+            reduction,
+            normalizer,
+            empty,
+            z_loss,
+            logit_scale,
+            softcap,
+        ) = loss_scalars(
+            ignore_index,
+            label_smoothing,
+            reduction,
+            normalizer,
+            empty,
+            z_loss,
+            logit_scale,
+            softcap,
         )
         if probabilities and ignore_index >= 0:
-            raise ValueError(f"ignore_index must be negative with probability targets, got {ignore_index}")
+            raise ValueError(
+                f"ignore_index must be negative with probability targets, got {ignore_index}"
+            )
 
     if weight is not None:
         weight = _class_weights(weight, shape[axis_number])
@@ -176,7 +202,11 @@ logit_scale, softcap, class_mask, upstream, out, grad_out
     loss = None
     if reduction == "none":
         loss_dtype = LOSS_DTYPE[dtype]
-        loss = np.empty(rows, loss_dtype) if out is None else check_output("out", out, rows, loss_dtype)
+        loss = (
+            np.empty(rows, loss_dtype)
+            if out is None
+            else check_output("out", out, rows, loss_dtype)
+        )
     elif out is not None:
         raise ValueError(f"out goes with reduction='none' only, got reduction={reduction!r}")
 
@@ -216,20 +246,23 @@ def _class_weights(weight: object, n_classes: int) -> Array:
     """Return class weights as a contiguous float64 array of shape (C,), non-negative and finite."""
     array = as_float64("weight", weight)
     if array.shape != (n_classes,):
-        raise ValueError(f"weight has shape {array.shape}, the logits have {n_classes} classes: ({n_classes},)")
+        raise ValueError(
+            f"weight has shape {array.shape}, the logits have {n_classes} classes: ({n_classes},)"
+        )
     check_finite_non_negative("weight", array)
     return np.ascontiguousarray(array)
 
 
 def _sample_weights(sample_weight: object, rows: tuple[int, ...]) -> Array:
-    """Return sample weights as float64, non-negative and finite, broadcast to the per-sample shape."""
+    """Return sample weights as non-negative finite float64, broadcast to the per-sample shape."""
     array = as_float64("sample_weight", sample_weight)
     if array.shape != rows:
         try:
             array = np.broadcast_to(array, rows)
         except ValueError:
             raise ValueError(
-                f"sample_weight of shape {array.shape} does not broadcast to the per-sample shape {rows}"
+                f"sample_weight of shape {array.shape} does not broadcast to the per-sample shape "
+                f"{rows}"
             ) from None
     check_finite_non_negative("sample_weight", array)
     return array
@@ -251,13 +284,15 @@ def _class_mask(class_mask: object, shape: tuple[int, ...], axis: int) -> Array:
         return axis_last(np.broadcast_to(array, shape), axis)
     except ValueError:
         raise ValueError(
-            f"class_mask of shape {array.shape} is neither ({shape[axis]},) for the classes nor broadcasts to the "
-            f"logits of shape {shape}"
+            f"class_mask of shape {array.shape} is neither ({shape[axis]},) for the classes nor "
+            f"broadcasts to the logits of shape {shape}"
         ) from None
 
 
-def check_upstream(name: str, upstream: object, reduction: str, rows: tuple[int, ...]) -> float | Array:
-    """Return the gradient from above: a float, or with reduction "none" a float64 array of the per-sample shape.
+def check_upstream(
+    name: str, upstream: object, reduction: str, rows: tuple[int, ...]
+) -> float | Array:
+    """Return the gradient from above: a float, or with reduction "none" an array like the losses.
 
     Raises
     ------
@@ -280,7 +315,9 @@ def check_upstream(name: str, upstream: object, reduction: str, rows: tuple[int,
     if array.ndim == 0:
         return real_number(name, upstream)
     if reduction != "none":
-        raise ValueError(f"{name} must be a number unless reduction='none', got an array of shape {array.shape}")
+        raise ValueError(
+            f"{name} must be a number unless reduction='none', got an array of shape {array.shape}"
+        )
     if array.shape != rows:
         raise ValueError(f"{name} has shape {array.shape}, the per-sample losses have shape {rows}")
     return array

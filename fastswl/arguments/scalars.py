@@ -9,8 +9,9 @@ import numpy as np
 
 from fastswl.arguments.arrays import as_array
 
-# Defaults of the public functions. An argument that *is* its default has been checked already: comparing identities
-# keeps a plain call short, and an equal value that is another object just takes the full check.
+# Defaults of the public functions. An argument that *is* its default has been checked already:
+# comparing identities keeps a plain call short, and an equal value that is another object just
+# takes the full check.
 DEFAULT_AXIS: Final = -1
 DEFAULT_IGNORE_INDEX: Final = -100
 DEFAULT_LABEL_SMOOTHING: Final = 0.0
@@ -74,7 +75,8 @@ def integer(name: str, value: object) -> int:
     """
     if type(value) is int:
         return value
-    if not isinstance(value, (bool, np.bool_)) and getattr(getattr(value, "dtype", None), "kind", "i") in "iu":
+    kind = getattr(getattr(value, "dtype", None), "kind", "i")
+    if not isinstance(value, bool) and kind in "iu":
         try:
             return operator.index(value)  # type: ignore[arg-type]
         except TypeError:
@@ -114,8 +116,10 @@ def _word(name: str, value: object, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _number_in(name: str, value: object, low: float, high: float, rule: str, *, above: bool = False) -> float:
-    """Return a float with low <= value <= high (low < value with `above`), else ValueError quoting `rule`."""
+def _number_in(
+    name: str, value: object, low: float, high: float, rule: str, *, above: bool = False
+) -> float:
+    """Return a float with low <= value <= high (low < value with `above`), else ValueError."""
     number = real_number(name, value)
     if not low <= number <= high or (above and number == low):
         raise ValueError(f"{name} must be {rule}, got {value!r}")
@@ -166,7 +170,9 @@ def loss_scalars(
     if normalizer is not None:
         divisor = _number_in("normalizer", normalizer, 0.0, _LARGEST, "finite and non-negative")
         if checked_reduction != "mean":
-            raise ValueError(f"normalizer goes with reduction='mean' only, got reduction={checked_reduction!r}")
+            raise ValueError(
+                f"normalizer goes with reduction='mean' only, got reduction={checked_reduction!r}"
+            )
     return (
         checked_index,
         smoothing,
@@ -175,5 +181,7 @@ def loss_scalars(
         _word("empty", empty, EMPTY_RULES),
         _number_in("z_loss", z_loss, 0.0, _LARGEST, "finite and non-negative"),
         _number_in("logit_scale", logit_scale, 0.0, _LARGEST, "finite and above 0", above=True),
-        None if softcap is None else _number_in("softcap", softcap, 0.0, _LARGEST, "finite and above 0", above=True),
+        None
+        if softcap is None
+        else _number_in("softcap", softcap, 0.0, _LARGEST, "finite and above 0", above=True),
     )

@@ -43,7 +43,7 @@ def read_targets(
     (array([0, 2]), False)
     >>> read_targets([0, 2, 1], (2, 3), (2,), 1)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: targets of shape (3,) and dtype int64 fit logits of shape (2, 3) neither as class indices ...
+    ValueError: targets of shape (3,) and dtype int64 fit logits of shape (2, 3) neither as ...
     """
     array = as_array("targets", targets)
     if array.shape == rows and array.dtype in INDEX_DTYPES:
@@ -88,5 +88,6 @@ def index_error(targets: Array, first_flat_position: int, n_classes: int) -> Ind
     else:
         place = f"targets[{position}]" if position else "targets"
     return IndexError(
-        f"{place} is {int(targets[position])}, outside [0, {n_classes}) for {n_classes} classes, and not ignore_index"
+        f"{place} is {int(targets[position])}, outside [0, {n_classes}) for {n_classes} classes, "
+        "and not ignore_index"
     )

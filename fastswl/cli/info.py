@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
 import json
 import os
-import pkgutil
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
         ("threading layer", information["threading_layer"]),
         ("CPU", information["cpu"]),
         ("SIMD", " ".join(information["simd"])),
+        ("cache", information["cache"] or "none: no directory for it can be written to"),
     ]
-    pairs += [("cache", place) for place in information["cache"]]
     pairs += [("setting", f"{name}={value}") for name, value in information["settings"].items()]
     print(facts(pairs))
 
@@ -47,44 +44,20 @@ def run(arguments: argparse.Namespace) -> None:
 def collect() -> dict[str, Any]:
     """Everything that `fastswl info` shows, ready for JSON."""
     import fastswl
+    from fastswl.cache import cache_directory
 
+    cache = cache_directory()
     return {
         "python": f"{platform.python_version()} on {platform.platform()}",
         "versions": {name: _version(name) for name in _PACKAGES},
         "threads": fastswl.get_num_threads(),
-        "cpus": usable_cpus(),
+        "cpus": os.cpu_count(),
         "threading_layer": fastswl.threading_layer(),
         "cpu": _cpu_name(),
         "simd": _simd_features(),
-        "cache": [str(directory) for directory in cache_directories()],
+        "cache": None if cache is None else str(cache),
         "settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_")},
     }
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use."""
-    if sys.version_info >= (3, 13):
-        return os.process_cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def cache_directories() -> list[Path]:
-    """Where the compiled functions of the library keep their code, as they say themselves."""
-    import fastswl
-
-    for module in pkgutil.walk_packages(fastswl.__path__, "fastswl."):
-        if not module.name.startswith("fastswl.cli"):
-            importlib.import_module(module.name)
-    directories = set()
-    for name in [name for name in sys.modules if name.startswith("fastswl.")]:
-        for value in vars(sys.modules[name]).values():
-            # a Numba dispatcher; those that are not cached have no path
-            path = getattr(getattr(value, "stats", None), "cache_path", None)
-            if path:
-                directories.add(Path(path))
-    return sorted(directories)
 
 
 def _version(package: str) -> str | None:

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
 from fastswl.cli.console import CommandError, progress
-from fastswl.cli.info import cache_directories, usable_cpus
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -49,23 +48,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DTYPE",
         help=f"only this one of {', '.join(DTYPES)}; may be given again",
     )
-    parser.add_argument(
-        "--processes", type=int, default=usable_cpus(), help="at a time (one for each CPU)"
-    )
+    parser.add_argument("--processes", type=int, help="at a time (as many as fastswl uses threads)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run all jobs, then say where the cache lies."""
-    if arguments.processes < 1:
-        raise CommandError(f"--processes must be at least 1, not {arguments.processes}")
+    processes = arguments.processes
+    if processes is not None and processes < 1:
+        raise CommandError(f"--processes must be at least 1, not {processes}")
     dtypes = arguments.dtype or [name for name in DTYPES if _dtype(name) is not None]
     for name in dtypes:
         if _dtype(name) is None:
             raise CommandError(f"{name} needs ml_dtypes: pip install ml_dtypes")
     jobs = [(dtype, case) for case in CASES for dtype in dict.fromkeys(dtypes)]
     start = time.perf_counter()
+    from fastswl import get_num_threads
+    from fastswl.cache import cache_directory
+
+    cache = cache_directory()
+    if cache is None:
+        raise CommandError("there is no directory for the cache that can be written to")
     with (
-        ThreadPoolExecutor(arguments.processes) as pool,
+        ThreadPoolExecutor(processes or get_num_threads()) as pool,
         progress("warmup", len(jobs)) as jobs_done,
     ):
         futures = {pool.submit(_run_in_process, *job): job for job in jobs}
@@ -77,9 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
             pool.shutdown(cancel_futures=True)
             raise
     print(f"compiled or found in the cache in {time.perf_counter() - start:.1f} s")
-    for directory in cache_directories():
-        n_bytes = sum(file.stat().st_size for file in directory.glob("*.nbc"))
-        print(f"cache: {directory} ({n_bytes / 1e6:.1f} MB)")
+    n_bytes = sum(file.stat().st_size for file in cache.glob("*.nbc"))
+    print(f"cache: {cache} ({n_bytes / 1e6:.1f} MB)")
 
 
 def _dtype(name: str) -> Any:

@@ -30,6 +30,7 @@ from fastswl.kernels.plan import (
 from fastswl.kernels.rows import (
     APART,
     APART_EXP,
+    CLASS,
     INVERSE,
     INVERSE_LOW,
     LOG_SUM,
@@ -47,17 +48,11 @@ from fastswl.kernels.rows import (
     TABLE_BYTES,
     TARGET_GRADIENT,
     TOP,
-    cell,
     describe_rows,
     finish_rows,
-    line,
-    set_cell,
-    set_line,
-    set_target_class,
     start_block,
     store_partial,
     store_row_values,
-    target_class,
 )
 from fastswl.kernels.spread import classes_left, hide_masked_classes, spread_mass
 from fastswl.simd import (
@@ -70,17 +65,24 @@ from fastswl.simd import (
     itemsize,
     lanes,
     load,
+    load_double,
+    load_int64,
     load_one,
+    load_wide,
     narrow,
     result_of,
     select,
     splat_like,
     store,
+    store_double,
+    store_int64,
     store_one,
+    store_wide,
     transpose_in,
     transpose_out,
     wide_zero,
     widen,
+    word,
 )
 from fastswl.vectormath import exp_reference, nearest_power
 
@@ -151,7 +153,7 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
     if active < count:
         # an ignored row is as if it were 0
         for row in range(count):
-            if cell(table, ROW_WEIGHT, row) == 0.0:
+            if load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
                 for c in range(n_classes):
                     store_one(arithmetic, tile + VECTOR_BYTES * c + size * row, 0.0)
     transformed = plan.softcap != 0.0 or plan.logit_scale != 1.0
@@ -161,19 +163,21 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
         cap_and_scale(arithmetic, tile, low_parts, slopes, n_classes, plan.softcap, plan.logit_scale)
     if plan.mask != 0:
         for row in range(count):
-            hide_masked_classes(arithmetic, plan, tile + size * row, VECTOR_BYTES, outer, inner + row, 0, n_classes)
+            hide_masked_classes(
+                arithmetic, plan, tile + size * row, word(VECTOR_BYTES), outer, inner + row, word(0), n_classes
+            )
 
     top = block_maximum(arithmetic, tile, n_classes)
-    set_line(arithmetic, table, TOP, widen(top))
+    store_wide(arithmetic, table + TOP, widen(top))
     m = select(absolute(top) < np.inf, top, splat_like(top, 0.0))
     far = absolute(m) >= by_type(arithmetic, FAR_32, FAR_64)
     if any_lane(far):
         shift = select(far, m, splat_like(m, 0.0))
         subtract(arithmetic, tile, n_classes, shift)
         m = m - shift
-    set_line(arithmetic, table, REFERENCE, widen(m))
+    store_wide(arithmetic, table + REFERENCE, widen(m))
     power = nearest_power(arithmetic, m)
-    set_line(arithmetic, table, POWER, widen(power))
+    store_wide(arithmetic, table + POWER, widen(power))
 
     spread = plan.kind == PROBABILITY_TARGETS or (plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0)
     if spread:
@@ -181,19 +185,28 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
             unit = plan.label_smoothing / max(classes_left(plan, outer, inner + row), 1)
             place = mass + size * row
             spread_mass(
-                arithmetic, target_storage, plan, place, VECTOR_BYTES, outer, inner + row, 0, n_classes, unit
+                arithmetic,
+                target_storage,
+                plan,
+                place,
+                word(VECTOR_BYTES),
+                outer,
+                inner + row,
+                word(0),
+                n_classes,
+                unit,
             )
         q_sum, distance = mass_and_distance(arithmetic, tile, low_parts, mass, n_classes, widen(m))
-        set_line(arithmetic, table, SPREAD_MASS, q_sum)
-        set_line(arithmetic, table, SPREAD_DISTANCE, distance)
+        store_wide(arithmetic, table + SPREAD_MASS, q_sum)
+        store_wide(arithmetic, table + SPREAD_DISTANCE, distance)
 
     leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
     magic, lowest = exp_reference(arithmetic, power)
     keep_logits = plan.operation == LOG_SOFTMAX
     exponentials = mass if keep_logits else tile
     rest, rest_low = exp_and_sum(arithmetic, tile, low_parts, exponentials, n_classes, magic, lowest)
-    set_line(arithmetic, table, REST, rest)
-    set_line(arithmetic, table, REST_LOW, rest_low)
+    store_wide(arithmetic, table + REST, rest)
+    store_wide(arithmetic, table + REST_LOW, rest_low)
     finish_rows(storage, plan, table)
     if plan.operation == LOGSUMEXP or plan.operation == LOSS:
         store_row_values(storage, plan, table, outer, inner, count)
@@ -206,7 +219,7 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
         scale_block(arithmetic, tile, tile, n_classes, inverse, inverse_low)
     elif plan.operation == LOG_SOFTMAX:
         put_back(arithmetic, table, tile, APART, count)
-        log_sum = narrow(arithmetic, line(arithmetic, table, LOG_SUM))
+        log_sum = narrow(arithmetic, load_wide(arithmetic, table + LOG_SUM))
         shift_logarithms(arithmetic, tile, n_classes, m, log_sum)
     else:
         put_back(arithmetic, table, tile, APART_EXP, count)
@@ -226,7 +239,7 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
         scale, scale_low = two_parts(arithmetic, table, SCALE, SCALE_LOW)
         scale_block(arithmetic, tile, tile, n_classes, scale, scale_low)
         if spread:
-            factor = narrow(arithmetic, line(arithmetic, table, SPREAD_SCALE))
+            factor = narrow(arithmetic, load_wide(arithmetic, table + SPREAD_SCALE))
             subtract_mass(arithmetic, tile, mass, n_classes, factor)
         if plan.kind == INDEX_TARGETS:
             put_back(arithmetic, table, tile, TARGET_GRADIENT, count)
@@ -245,18 +258,20 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
         if plan.operation != SOFTMAX:
             column = tile + size * row
             if plan.kind != INDEX_TARGETS:
-                set_target_class(table, row, first_equal(storage, column, n_classes, cell(table, REFERENCE, row)))
-            chosen = target_class(table, row)
+                store_int64(
+                    table + CLASS + 8 * row,
+                    first_equal(storage, column, n_classes, load_double(table + REFERENCE + 8 * row)),
+                )
+            chosen = load_int64(table + CLASS + 8 * row)
             if chosen >= 0:
                 apart = load_one(storage, column + VECTOR_BYTES * chosen)
                 store_one(storage, column + VECTOR_BYTES * chosen, -np.inf)
                 if low_parts != 0:
                     apart += load_one(storage, low_parts + VECTOR_BYTES * chosen + size * row)
                 if plan.label_smoothing != 0.0:
-                    set_cell(
-                        table, SPREAD_AT_TARGET, row, load_one(storage, mass + VECTOR_BYTES * chosen + size * row)
-                    )
-        set_cell(table, APART, row, apart)
+                    at_target = load_one(storage, mass + VECTOR_BYTES * chosen + size * row)
+                    store_double(table + SPREAD_AT_TARGET + 8 * row, at_target)
+        store_double(table + APART + 8 * row, apart)
 
 
 @routine
@@ -272,14 +287,16 @@ def first_equal(storage, column, n_classes, value):
 def put_back(storage, table, tile, name, count):
     """Put a row's number of the table at the class that was left out."""
     for row in range(count):
-        chosen = target_class(table, row)
+        chosen = load_int64(table + CLASS + 8 * row)
         if chosen >= 0:
-            store_one(storage, tile + VECTOR_BYTES * chosen + itemsize(storage) * row, cell(table, name, row))
+            store_one(
+                storage, tile + VECTOR_BYTES * chosen + itemsize(storage) * row, load_double(table + name + 8 * row)
+            )
 
 
 @inlined
 def two_parts(storage, table, high, low):
-    return narrow(storage, line(storage, table, high)), narrow(storage, line(storage, table, low))
+    return narrow(storage, load_wide(storage, table + high)), narrow(storage, load_wide(storage, table + low))
 
 
 @block_kernel

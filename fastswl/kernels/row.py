@@ -33,6 +33,7 @@ from fastswl.kernels.plan import (
 from fastswl.kernels.rows import (
     AGAIN,
     APART,
+    CLASS,
     INVERSE,
     INVERSE_LOW,
     LOG_SUM,
@@ -51,19 +52,14 @@ from fastswl.kernels.rows import (
     TABLE_BYTES,
     TARGET_GRADIENT,
     TOP,
-    cell,
     describe_rows,
     finish_rows,
-    set_cell,
-    set_target_class,
     start_block,
     store_partial,
     store_row_values,
-    target_class,
 )
 from fastswl.kernels.spread import classes_left, hide_masked_classes, spread_mass
 from fastswl.simd import (
-    FLOAT64,
     VECTOR_BYTES,
     arithmetic_of,
     by_type,
@@ -72,15 +68,20 @@ from fastswl.simd import (
     lane,
     lanes,
     load,
+    load_double,
+    load_int64,
     load_one,
     result_of,
     splat_like,
     store,
+    store_double,
+    store_int64,
     store_one,
     store_streaming,
     widen,
+    word,
 )
-from fastswl.vectormath import exp_reference, max_lanes, nearest_power, sum_lanes
+from fastswl.vectormath import exp_reference, max_lanes, nearest_power, total_of_lanes
 
 #: a logit's distance from 0 from which on the row's maximum is subtracted first
 FAR_32, FAR_64 = 1024.0, 4096.0
@@ -89,18 +90,10 @@ PART_VECTORS = 256
 #: phases of the split walk; WHOLE_ROWS is the row walk
 WHOLE_ROWS, DESCRIBE, SUM_UP, MERGE, FINISH = range(5)
 #: what is known of a part: float64 words
-(PART_TOP, PART_POWER, PART_REST, PART_REST_LOW, PART_APART, PART_APART_EXP, PART_CLASS, PART_MASS, PART_DISTANCE) = range(9)
+(PART_TOP, PART_POWER, PART_REST, PART_REST_LOW, PART_APART, PART_APART_EXP, PART_CLASS, PART_MASS, PART_DISTANCE) = (
+    range(0, 72, 8)
+)
 PART_BYTES = 80
-
-
-@inlined
-def part_number(part, name):
-    return load_one(FLOAT64, part + 8 * name)
-
-
-@inlined
-def set_part_number(part, name, value):
-    store_one(FLOAT64, part + 8 * name, value)
 
 
 @inlined
@@ -162,9 +155,7 @@ def scale_out(storage, source, target, n, factor, factor_low, streaming):
         whole = (n - first) // width
         for i in range(whole):
             e = load(arithmetic, source + size * first + VECTOR_BYTES * i)
-            store_streaming(
-                storage, target + stored * first + line_bytes * i, fma(e, factor, e * factor_low)
-            )
+            store_streaming(storage, target + stored * first + line_bytes * i, fma(e, factor, e * factor_low))
         first += whole * width
         for c in range(first, n):
             e = load_one(arithmetic, source + size * c)
@@ -204,7 +195,7 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
             store_one(arithmetic, logits + size * c, -np.inf)
     if plan.mask != 0:
         hide_masked_classes(arithmetic, plan, logits, size, outer, inner, first_class, n)
-    shift = cell(table, SHIFT, row)
+    shift = load_double(table + SHIFT + 8 * row)
     if shift != 0.0:
         subtract(arithmetic, logits, n_vectors, narrow_splat(arithmetic, logits, shift))
     top = lane(max_lanes(arithmetic, block_maximum(arithmetic, logits, n_vectors)), 0)
@@ -213,8 +204,8 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
     reference = min(max(top, -limit), limit)
     m = splat_like(load(arithmetic, logits), reference)
     power = nearest_power(arithmetic, m)
-    set_part_number(part, PART_TOP, top)
-    set_part_number(part, PART_POWER, lane(power, 0))
+    store_double(part + PART_TOP, top)
+    store_double(part + PART_POWER, lane(power, 0))
     magic, lowest = exp_reference(arithmetic, power)
 
     if spread_wanted(plan):
@@ -224,12 +215,12 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
         for c in range(n, n_vectors * lanes(storage)):
             store_one(arithmetic, mass + size * c, 0.0)
         q_sum, distance = mass_and_distance(arithmetic, logits, low_parts, mass, n_vectors, widen(m))
-        set_part_number(part, PART_MASS, sum_one(arithmetic, q_sum))
-        set_part_number(part, PART_DISTANCE, sum_one(arithmetic, distance))
+        store_double(part + PART_MASS, sum_one(arithmetic, q_sum))
+        store_double(part + PART_DISTANCE, sum_one(arithmetic, distance))
 
     chosen = -1
     if plan.kind == INDEX_TARGETS:
-        chosen = target_class(table, row) - first_class
+        chosen = load_int64(table + CLASS + 8 * row) - first_class
         if chosen >= n:
             chosen = -1
     elif plan.operation != SOFTMAX:
@@ -246,18 +237,18 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
         apart_exp = lane(exp_above(arithmetic, vector, low, magic, lowest), 0)
         store_one(arithmetic, logits + size * chosen, -np.inf)
         if plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0:
-            set_cell(table, SPREAD_AT_TARGET, row, load_one(arithmetic, mass + size * chosen))
-    set_part_number(part, PART_CLASS, chosen)
-    set_part_number(part, PART_APART, apart)
-    set_part_number(part, PART_APART_EXP, apart_exp)
+            store_double(table + SPREAD_AT_TARGET + 8 * row, load_one(arithmetic, mass + size * chosen))
+    store_double(part + PART_CLASS, chosen)
+    store_double(part + PART_APART, apart)
+    store_double(part + PART_APART_EXP, apart_exp)
 
     exponentials = logits
     if plan.operation == LOG_SOFTMAX:
         exponentials = mass
     high, rest_low = exp_and_sum(arithmetic, logits, low_parts, exponentials, n_vectors, magic, lowest)
-    high, rest_low = sum_lanes(arithmetic, high, rest_low)
-    set_part_number(part, PART_REST, lane(high, 0))
-    set_part_number(part, PART_REST_LOW, lane(rest_low, 0))
+    total, total_low = total_of_lanes(arithmetic, high, rest_low)
+    store_double(part + PART_REST, total)
+    store_double(part + PART_REST_LOW, total_low)
     if chosen >= 0:
         restored = apart_exp
         if plan.operation == LOG_SOFTMAX:
@@ -272,8 +263,8 @@ def narrow_splat(storage, somewhere, value):
 
 @inlined
 def sum_one(storage, total):
-    high, low = sum_lanes(storage, total, splat_like(total, 0.0))
-    return lane(high, 0) + lane(low, 0)
+    high, low = total_of_lanes(storage, total, splat_like(total, 0.0))
+    return high + low
 
 
 @inlined
@@ -305,52 +296,52 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
     top = -np.inf
     leader = 0
     for i in range(n_parts):
-        part_top = part_number(parts + PART_BYTES * i, PART_TOP)
+        part_top = load_double(parts + PART_BYTES * i + PART_TOP)
         if part_top > top:
             top = part_top
             leader = i
-    shift = cell(table, SHIFT, row)
+    shift = load_double(table + SHIFT + 8 * row)
     limit = by_type(storage, FAR_32, FAR_64)
     if shift == 0.0 and abs(top) >= limit and abs(top) < np.inf:
-        set_cell(table, SHIFT, row, top)
+        store_double(table + SHIFT + 8 * row, top)
         return True
     m = 0.0
     if abs(top) < np.inf:
         m = top
-    power = part_number(parts + PART_BYTES * leader, PART_POWER)
+    power = load_double(parts + PART_BYTES * leader + PART_POWER)
     high, low, mass, distance = 0.0, 0.0, 0.0, 0.0
     chosen, apart = -1, -np.inf
     part_classes = PART_VECTORS * lanes(storage)
     for i in range(n_parts):
         part = parts + PART_BYTES * i
-        factor = two_to(part_number(part, PART_POWER) - power)
-        high, error = add_exactly(high, part_number(part, PART_REST) * factor)
-        low += error + part_number(part, PART_REST_LOW) * factor
-        place = int(part_number(part, PART_CLASS))
+        factor = two_to(load_double(part + PART_POWER) - power)
+        high, error = add_exactly(high, load_double(part + PART_REST) * factor)
+        low += error + load_double(part + PART_REST_LOW) * factor
+        place = int(load_double(part + PART_CLASS))
         if place >= 0:
             if plan.kind == INDEX_TARGETS or i == leader:
                 chosen = place + part_classes * i
-                apart = part_number(part, PART_APART)
+                apart = load_double(part + PART_APART)
             else:
-                high, error = add_exactly(high, part_number(part, PART_APART_EXP) * factor)
+                high, error = add_exactly(high, load_double(part + PART_APART_EXP) * factor)
                 low += error
-        part_mass = part_number(part, PART_MASS)
+        part_mass = load_double(part + PART_MASS)
         if spread_wanted(plan) and part_mass != 0.0:
-            limited = min(max(part_number(part, PART_TOP), -limit), limit)
+            limited = min(max(load_double(part + PART_TOP), -limit), limit)
             mass += part_mass
-            distance += part_number(part, PART_DISTANCE) + part_mass * (m - limited)
+            distance += load_double(part + PART_DISTANCE) + part_mass * (m - limited)
         elif spread_wanted(plan):
-            distance += part_number(part, PART_DISTANCE)
-    set_cell(table, TOP, row, top + shift)
-    set_cell(table, REFERENCE, row, m)
-    set_cell(table, POWER, row, power)
-    set_cell(table, REST, row, high)
-    set_cell(table, REST_LOW, row, low)
-    set_cell(table, APART, row, apart)
-    set_cell(table, SPREAD_MASS, row, mass)
-    set_cell(table, SPREAD_DISTANCE, row, distance)
+            distance += load_double(part + PART_DISTANCE)
+    store_double(table + TOP + 8 * row, top + shift)
+    store_double(table + REFERENCE + 8 * row, m)
+    store_double(table + POWER + 8 * row, power)
+    store_double(table + REST + 8 * row, high)
+    store_double(table + REST_LOW + 8 * row, low)
+    store_double(table + APART + 8 * row, apart)
+    store_double(table + SPREAD_MASS + 8 * row, mass)
+    store_double(table + SPREAD_DISTANCE + 8 * row, distance)
     if plan.kind != INDEX_TARGETS:
-        set_target_class(table, row, chosen)
+        store_int64(table + CLASS + 8 * row, chosen)
     return False
 
 
@@ -370,12 +361,14 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
     logits, mass, slopes = areas, areas + area_bytes, areas + 3 * area_bytes
     probabilities = areas + 4 * area_bytes
     n_vectors = vectors_of(storage, n)
-    below = part_number(part, PART_POWER) - cell(table, POWER, row)
+    below = load_double(part + PART_POWER) - load_double(table + POWER + 8 * row)
     out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
     like = load(arithmetic, logits)
     if plan.operation == LOG_SOFTMAX:
-        reference = splat_like(like, cell(table, REFERENCE, row))
-        shift_logarithms(arithmetic, logits, n_vectors, reference, splat_like(like, cell(table, LOG_SUM, row)))
+        reference = splat_like(like, load_double(table + REFERENCE + 8 * row))
+        shift_logarithms(
+            arithmetic, logits, n_vectors, reference, splat_like(like, load_double(table + LOG_SUM + 8 * row))
+        )
         store_part(results, logits, out, plan.out_class, n)
         return
     factor = 1.0
@@ -390,8 +383,8 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
             scale_block(arithmetic, logits, logits, n_vectors, splat_like(like, rest), splat_like(like, 0.0))
             factor = 1.0
     if plan.operation == SOFTMAX or plan.softmax != 0:
-        inverse = splat_like(like, cell(table, INVERSE, row) * factor)
-        inverse_low = splat_like(like, cell(table, INVERSE_LOW, row) * factor)
+        inverse = splat_like(like, load_double(table + INVERSE + 8 * row) * factor)
+        inverse_low = splat_like(like, load_double(table + INVERSE_LOW + 8 * row) * factor)
         if plan.operation == SOFTMAX:
             if plan.out_class == itemsize(results) and n >= lanes(storage):
                 scale_out(results, logits, out, n, inverse, inverse_low, plan.streaming)
@@ -400,26 +393,30 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
                 store_part(results, logits, out, plan.out_class, n)
             return
         scale_block(arithmetic, logits, probabilities, n_vectors, inverse, inverse_low)
-        place = plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class
+        place = (
+            plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class
+        )
         store_part(results, probabilities, place, plan.softmax_class, n)
-    scale = splat_like(like, cell(table, SCALE, row) * factor)
-    scale_low = splat_like(like, cell(table, SCALE_LOW, row) * factor)
+    scale = splat_like(like, load_double(table + SCALE + 8 * row) * factor)
+    scale_low = splat_like(like, load_double(table + SCALE_LOW + 8 * row) * factor)
     chosen = -1
     if plan.kind == INDEX_TARGETS:
-        chosen = target_class(table, row) - first_class
+        chosen = load_int64(table + CLASS + 8 * row) - first_class
         if chosen >= n:
             chosen = -1
     plain = not spread_wanted(plan) and plan.softcap == 0.0 and plan.logit_scale == 1.0
     if plain and plan.out_class == itemsize(results) and n >= lanes(storage):
         scale_out(results, logits, out, n, scale, scale_low, plan.streaming)
         if chosen >= 0:
-            store_one(results, out + plan.out_class * chosen, cell(table, TARGET_GRADIENT, row))
+            store_one(results, out + plan.out_class * chosen, load_double(table + TARGET_GRADIENT + 8 * row))
         return
     scale_block(arithmetic, logits, logits, n_vectors, scale, scale_low)
     if spread_wanted(plan):
-        subtract_mass(arithmetic, logits, mass, n_vectors, splat_like(like, cell(table, SPREAD_SCALE, row)))
+        subtract_mass(
+            arithmetic, logits, mass, n_vectors, splat_like(like, load_double(table + SPREAD_SCALE + 8 * row))
+        )
     if chosen >= 0:
-        store_one(arithmetic, logits + size * chosen, cell(table, TARGET_GRADIENT, row))
+        store_one(arithmetic, logits + size * chosen, load_double(table + TARGET_GRADIENT + 8 * row))
     if plan.softcap != 0.0 or plan.logit_scale != 1.0:
         multiply(arithmetic, logits, slopes, n_vectors)
     store_part(results, logits, out, plan.out_class, n)
@@ -433,7 +430,9 @@ def zero_part(storage, plan, outer, inner, first_class, n):
     for c in range(n):
         store_one(results, place + plan.out_class * c, 0.0)
     if plan.softmax != 0:
-        place = plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class
+        place = (
+            plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class
+        )
         for c in range(n):
             store_one(results, place + plan.softmax_class * c, 0.0)
 
@@ -454,8 +453,8 @@ def row_tile(storage, target_storage, plan, scratch, outer, inner, count):
     areas = parts + parts_bytes
     describe_rows(storage, plan, table, outer, inner, count)
     for row in range(count):
-        set_cell(table, SHIFT, row, 0.0)
-        if plan.operation == LOSS and cell(table, ROW_WEIGHT, row) == 0.0:
+        store_double(table + SHIFT + 8 * row, 0.0)
+        if plan.operation == LOSS and load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
             continue
         row_parts = parts + PART_BYTES * n_parts * row
         again = True
@@ -482,8 +481,8 @@ def row_tile(storage, target_storage, plan, scratch, outer, inner, count):
     if plan.out == 0:
         return
     for row in range(count):
-        if plan.operation == LOSS and cell(table, ROW_WEIGHT, row) == 0.0:
-            zero_part(storage, plan, outer, inner + row, 0, n_classes)
+        if plan.operation == LOSS and load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
+            zero_part(storage, plan, outer, inner + row, word(0), n_classes)
             continue
         for i in range(n_parts):
             finish_part(
@@ -512,19 +511,19 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
     parts = plan.row_parts + PART_BYTES * n_parts * row
     if plan.phase == DESCRIBE:
         start_block(arithmetic, table)
-        describe_rows(storage, plan, table, outer, inner, 1)
-        set_cell(table, AGAIN, 0, 1.0)
+        describe_rows(storage, plan, table, outer, inner, word(1))
+        store_double(table + AGAIN, 1.0)
         return
-    ignored = plan.operation == LOSS and cell(table, ROW_WEIGHT, 0) == 0.0
+    ignored = plan.operation == LOSS and load_double(table + ROW_WEIGHT) == 0.0
     if plan.phase == MERGE:
-        if cell(table, AGAIN, 0) == 0.0:
+        if load_double(table + AGAIN) == 0.0:
             return
-        again = not ignored and merge_parts(arithmetic, plan, table, 0, parts, n_parts)
-        set_cell(table, AGAIN, 0, 1.0 if again else 0.0)
+        again = not ignored and merge_parts(arithmetic, plan, table, word(0), parts, n_parts)
+        store_double(table + AGAIN, 1.0 if again else 0.0)
         if not again:
             finish_rows(storage, plan, table)
             if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                store_row_values(storage, plan, table, outer, inner, 1)
+                store_row_values(storage, plan, table, outer, inner, word(1))
             if plan.partials != 0:
                 store_partial(arithmetic, plan, table, row)
         return
@@ -538,11 +537,11 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
         if plan.phase == FINISH:
             zero_part(storage, plan, outer, inner, first_class, n)
         return
-    if plan.phase == SUM_UP and cell(table, AGAIN, 0) == 0.0:
+    if plan.phase == SUM_UP and load_double(table + AGAIN) == 0.0:
         return
-    row_part(storage, target_storage, plan, table, 0, part, scratch, area_bytes, outer, inner, first_class, n)
+    row_part(storage, target_storage, plan, table, word(0), part, scratch, area_bytes, outer, inner, first_class, n)
     if plan.phase == FINISH:
-        finish_part(storage, plan, table, 0, part, scratch, area_bytes, outer, inner, first_class, n)
+        finish_part(storage, plan, table, word(0), part, scratch, area_bytes, outer, inner, first_class, n)
 
 
 @block_kernel

@@ -13,13 +13,13 @@ from fastswl.simd import (
     arithmetic_of,
     fma,
     lanes,
-    load_int64,
-    load_one,
+    load_double,
     load_wide,
     narrow,
     result_of,
     select,
     splat_like,
+    store_double,
     store_int64,
     store_one,
     store_wide,
@@ -32,11 +32,12 @@ from fastswl.vectormath import (
     log_quotient,
     reduce_argument,
     split_exponent,
-    sum_lanes,
+    total_of_lanes,
     two_sum,
 )
 
 LINE = 128  # bytes: 16 lanes of 8 bytes
+#: where each line stands
 (
     CLASS,  # int64: index of the target, -1 for none
     TARGET_MASS,  # q at the target without its share of smoothing: (1 - eps) w_y
@@ -65,51 +66,18 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     UNITS,  # label_smoothing / (classes left)
     APART_EXP,  # e of the class left out
     AGAIN,  # split walk: whether the row's sums have to be done (again)
-) = range(27)
-LINES = 27
-TABLE_BYTES = LINES * LINE
-
-
-@inlined
-def line(storage, table, name):
-    """One line of the table."""
-    return load_wide(storage, table + name * LINE)
-
-
-@inlined
-def set_line(storage, table, name, value):
-    store_wide(storage, table + name * LINE, value)
-
-
-@inlined
-def cell(table, name, row):
-    """One row's number."""
-    return load_one(FLOAT64, table + name * LINE + 8 * row)
-
-
-@inlined
-def set_cell(table, name, row, value):
-    store_one(FLOAT64, table + name * LINE + 8 * row, value)
-
-
-@inlined
-def target_class(table, row):
-    return load_int64(table + CLASS * LINE + 8 * row)
-
-
-@inlined
-def set_target_class(table, row, value):
-    store_int64(table + CLASS * LINE + 8 * row, value)
+) = range(0, 27 * LINE, LINE)
+TABLE_BYTES = 27 * LINE
 
 
 @routine
 def start_block(storage, table):
     """Before the first tile of a block."""
     zero = wide_zero(storage)
-    for name in range(LINES):
-        set_line(storage, table, name, zero)
+    for offset in range(0, TABLE_BYTES, LINE):
+        store_wide(storage, table + offset, zero)
     for row in range(lanes(storage)):
-        set_target_class(table, row, -1)
+        store_int64(table + CLASS + 8 * row, -1)
 
 
 @routine
@@ -125,7 +93,7 @@ def describe_rows(storage, plan, table, outer, inner, count):
             weight = 1.0
             if plan.sample_weight != 0:
                 place = plan.sample_weight + outer * plan.sample_weight_outer + (inner + row) * plan.sample_weight_inner
-                weight = load_one(FLOAT64, place)
+                weight = load_double(place)
             if plan.kind == INDEX_TARGETS:
                 place = plan.targets + outer * plan.targets_outer + (inner + row) * plan.targets_inner
                 chosen = load_index(plan.index_code, place)
@@ -134,20 +102,20 @@ def describe_rows(storage, plan, table, outer, inner, count):
                 else:
                     class_weight = 1.0
                     if plan.weight != 0:
-                        class_weight = load_one(FLOAT64, plan.weight + 8 * chosen)
+                        class_weight = load_double(plan.weight + 8 * chosen)
                     target_mass = (1.0 - smoothing) * class_weight
             if weight != 0.0:
                 active += 1
                 factor = weight * plan.row_factor
                 if plan.upstream != 0:
                     place = plan.upstream + outer * plan.upstream_outer + (inner + row) * plan.upstream_inner
-                    factor = factor * load_one(FLOAT64, place)
+                    factor = factor * load_double(place)
             else:
                 chosen, target_mass = -1, 0.0
-        set_target_class(table, row, chosen)
-        set_cell(table, TARGET_MASS, row, target_mass)
-        set_cell(table, ROW_WEIGHT, row, weight)
-        set_cell(table, ROW_FACTOR, row, factor)
+        store_int64(table + CLASS + 8 * row, chosen)
+        store_double(table + TARGET_MASS + 8 * row, target_mass)
+        store_double(table + ROW_WEIGHT + 8 * row, weight)
+        store_double(table + ROW_FACTOR + 8 * row, factor)
     return active
 
 
@@ -167,21 +135,21 @@ def finish_rows(storage, plan, table):
     With m the reference, e the exponential left out and d the sum of the others (both in units of 2**(N - bias)):
     S = d + e, and log(S / e) = log1p(d / e) keeps its relative accuracy however small, where d <= e.
     """
-    top = line(storage, table, TOP)
-    m = line(storage, table, REFERENCE)
-    power = line(storage, table, POWER)
-    apart = line(storage, table, APART)
-    d, d_low = line(storage, table, REST), line(storage, table, REST_LOW)
+    top = load_wide(storage, table + TOP)
+    m = load_wide(storage, table + REFERENCE)
+    power = load_wide(storage, table + POWER)
+    apart = load_wide(storage, table + APART)
+    d, d_low = load_wide(storage, table + REST), load_wide(storage, table + REST_LOW)
     unit = 2.0 ** bias(storage)
     e = exp(FLOAT64, reduce_argument(FLOAT64, apart, power)) * unit
-    set_line(storage, table, APART_EXP, e)
+    store_wide(storage, table + APART_EXP, e)
     total, total_low = two_sum(d, e)
     total_low = total_low + d_low
     # a row with +inf has no finite answer
     total = select(top == np.inf, splat_like(total, np.nan), total)
     inverse, inverse_low = divide_in_two(storage, splat_like(total, 1.0), total, total_low)
-    set_line(storage, table, INVERSE, inverse)
-    set_line(storage, table, INVERSE_LOW, inverse_low)
+    store_wide(storage, table + INVERSE, inverse)
+    store_wide(storage, table + INVERSE_LOW, inverse_low)
     if plan.operation == SOFTMAX:
         return
 
@@ -200,18 +168,18 @@ def finish_rows(storage, plan, table):
         log_sum = select(top == np.inf, splat_like(log_sum, 0.0), log_sum)
         if plan.operation == LOGSUMEXP:
             log_sum = select(nothing, splat_like(log_sum, 0.0), log_sum)
-        set_line(storage, table, LOG_SUM, log_sum)
-        set_line(storage, table, LOSS_VALUE, top + log_sum)
+        store_wide(storage, table + LOG_SUM, log_sum)
+        store_wide(storage, table + LOSS_VALUE, top + log_sum)
         return
 
-    target_mass = line(storage, table, TARGET_MASS)
-    spread_mass = line(storage, table, SPREAD_MASS)
-    row_weight = line(storage, table, ROW_WEIGHT)
-    factor = line(storage, table, ROW_FACTOR)
+    target_mass = load_wide(storage, table + TARGET_MASS)
+    spread_mass = load_wide(storage, table + SPREAD_MASS)
+    row_weight = load_wide(storage, table + ROW_WEIGHT)
+    factor = load_wide(storage, table + ROW_FACTOR)
     zero = wide_zero(storage)
     loss = select(target_mass == 0.0, zero, target_mass * log_ratio)
     loss = loss + select(spread_mass == 0.0, zero, spread_mass * log_sum)
-    loss = loss + line(storage, table, SPREAD_DISTANCE)
+    loss = loss + load_wide(storage, table + SPREAD_DISTANCE)
     loss = select(total == total, loss, total)
     loss = select(nothing, splat_like(loss, np.nan), loss)
     z_slope = zero
@@ -221,19 +189,19 @@ def finish_rows(storage, plan, table):
         z_slope = 2.0 * plan.z_loss * lse
     ignored = row_weight == 0.0
     loss = select(ignored, zero, loss * row_weight)
-    set_line(storage, table, LOSS_VALUE, loss)
+    store_wide(storage, table + LOSS_VALUE, loss)
 
-    set_line(storage, table, INVERSE, select(ignored, zero, inverse))
-    set_line(storage, table, INVERSE_LOW, select(ignored, zero, inverse_low))
+    store_wide(storage, table + INVERSE, select(ignored, zero, inverse))
+    store_wide(storage, table + INVERSE_LOW, select(ignored, zero, inverse_low))
     still = ignored | nothing
     factor = select(still, zero, factor)
     scale, scale_low = divide_in_two(storage, (target_mass + spread_mass + z_slope) * factor, total, total_low)
-    set_line(storage, table, SCALE, select(still, zero, scale))
-    set_line(storage, table, SCALE_LOW, select(still, zero, scale_low))
-    set_line(storage, table, SPREAD_SCALE, factor)
-    at_target = ((spread_mass + z_slope) * e - target_mass * d) / total - line(storage, table, SPREAD_AT_TARGET)
+    store_wide(storage, table + SCALE, select(still, zero, scale))
+    store_wide(storage, table + SCALE_LOW, select(still, zero, scale_low))
+    store_wide(storage, table + SPREAD_SCALE, factor)
+    at_target = ((spread_mass + z_slope) * e - target_mass * d) / total - load_wide(storage, table + SPREAD_AT_TARGET)
     dead = still | (apart == -np.inf)
-    set_line(storage, table, TARGET_GRADIENT, select(dead, zero, at_target * factor))
+    store_wide(storage, table + TARGET_GRADIENT, select(dead, zero, at_target * factor))
 
 
 @routine
@@ -242,14 +210,14 @@ def store_row_values(storage, plan, table, outer, inner, count):
     arithmetic = arithmetic_of(storage)
     if plan.operation == LOSS:
         # the mean and the sum are those of the losses that reduction="none" returns
-        rounded = widen(narrow(storage, line(storage, table, LOSS_VALUE)))
-        high, error = two_sum(line(storage, table, SUM), rounded)
-        set_line(storage, table, SUM, high)
-        set_line(storage, table, SUM_LOW, line(storage, table, SUM_LOW) + error)
+        rounded = widen(narrow(storage, load_wide(storage, table + LOSS_VALUE)))
+        high, error = two_sum(load_wide(storage, table + SUM), rounded)
+        store_wide(storage, table + SUM, high)
+        store_wide(storage, table + SUM_LOW, load_wide(storage, table + SUM_LOW) + error)
     if plan.row_values != 0:
         for row in range(count):
             place = plan.row_values + outer * plan.row_values_outer + (inner + row) * plan.row_values_inner
-            value = cell(table, LOSS_VALUE, row)
+            value = load_double(table + LOSS_VALUE + 8 * row)
             if plan.operation == LOSS:
                 store_one(arithmetic, place, value)
             else:
@@ -259,8 +227,6 @@ def store_row_values(storage, plan, table, outer, inner, count):
 @routine
 def store_partial(storage, plan, table, block):
     """The sum of a block's losses, in two parts."""
-    high, low = sum_lanes(storage, line(storage, table, SUM), line(storage, table, SUM_LOW))
-    set_line(storage, table, SUM, high)
-    set_line(storage, table, SUM_LOW, low)
-    store_one(FLOAT64, plan.partials + 16 * block, cell(table, SUM, 0))
-    store_one(FLOAT64, plan.partials + 16 * block + 8, cell(table, SUM_LOW, 0))
+    high, low = total_of_lanes(storage, load_wide(storage, table + SUM), load_wide(storage, table + SUM_LOW))
+    store_double(plan.partials + 16 * block, high)
+    store_double(plan.partials + 16 * block + 8, low)

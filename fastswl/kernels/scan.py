@@ -4,7 +4,7 @@ from fastswl.compilation import block_kernel
 from fastswl.kernels.plan import INDEX_TARGETS, load_plan
 from fastswl.kernels.row import add_exactly
 from fastswl.kernels.targets import load_index
-from fastswl.simd import FLOAT64, load_one, store_int64, store_one
+from fastswl.simd import load_double, store_double, store_int64
 
 #: rows in a block of the scan
 SCAN_ROWS = 65536
@@ -33,14 +33,14 @@ def scan_targets(storage, target_storage, plan_address, scratch, first, last):
                     bad = row
                     break
                 if plan.weight != 0:
-                    weight = load_one(FLOAT64, plan.weight + 8 * chosen)
+                    weight = load_double(plan.weight + 8 * chosen)
             if plan.sample_weight != 0:
                 place = plan.sample_weight + outer * plan.sample_weight_outer + inner * plan.sample_weight_inner
-                weight = weight * load_one(FLOAT64, place)
+                weight = weight * load_double(place)
             high, error = add_exactly(high, weight)
             low += error
         result = plan.partials + SCAN_BYTES * block
         store_int64(result, bad)
-        store_one(FLOAT64, result + 8, high)
-        store_one(FLOAT64, result + 16, low)
+        store_double(result + 8, high)
+        store_double(result + 16, low)
     return 0

@@ -7,7 +7,7 @@ import numpy as np
 
 from fastswl.compilation import routine
 from fastswl.kernels.plan import PROBABILITY_TARGETS
-from fastswl.simd import FLOAT64, load_integer, load_one, store_one
+from fastswl.simd import load_double, load_integer, load_one, store_one
 
 
 @routine
@@ -45,5 +45,5 @@ def spread_mass(storage, target_storage, plan, mass, class_step, outer, inner, f
         if plan.kind == PROBABILITY_TARGETS:
             q += (1.0 - plan.label_smoothing) * load_one(target_storage, t_place + plan.targets_class * c)
         if plan.weight != 0:
-            q *= load_one(FLOAT64, plan.weight + 8 * (first_class + c))
+            q *= load_double(plan.weight + 8 * (first_class + c))
         store_one(storage, mass + class_step * c, q)
