@@ -4,6 +4,8 @@ No fast-math flag anywhere: multiply-adds are written as `fma`, sums run in a fi
 what LLVM chooses to contract, to reassociate or to vectorise.
 """
 
+import functools
+
 from numba import njit, prange, types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
@@ -21,6 +23,7 @@ __all__ = [
     "kernel_signature",
     "parallel_driver",
     "prange",
+    "python_entry",
     "routine",
 ]
 
@@ -79,6 +82,21 @@ def block_kernel(function):
 def parallel_driver(function):
     """Runs a kernel over blocks in several threads, by its address."""
     return _cached(njit(nogil=True, parallel=True, **_COMMON)(function))
+
+
+def python_entry(*argument_types, returns):
+    """Called from Python with arguments of exactly these types, past Numba's dispatcher; holds the GIL."""
+
+    def compile_entry(function):
+        dispatcher = _cached(njit(**_COMMON)(function))
+
+        @functools.cache
+        def compiled():
+            return dispatcher.compile(returns(*argument_types))
+
+        return compiled
+
+    return compile_entry
 
 
 _WORD = types.int64

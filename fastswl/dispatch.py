@@ -5,6 +5,7 @@ number of rows, the machine or the threads, so a row's bits don't depend on thos
 """
 
 import ctypes
+import functools
 import math
 import threading
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from fastswl import threads
 from fastswl.arguments import LossPlan, empty_error, index_error
 from fastswl.compilation import DRIVER_SIGNATURE, compiled_address, kernel_signature
+from fastswl.kernels.entry import small_loss, small_softmax
 from fastswl.kernels.launch import COUNTER_BYTES, run_parallel
 from fastswl.kernels.panel import panel_walk
 from fastswl.kernels.plan import (
@@ -56,6 +58,8 @@ BLOCK_ELEMENTS = 16384
 PARALLEL_ELEMENTS = 32768
 #: exponentials of a batch of short rows, held in the first-level cache
 BATCH_ELEMENTS = 8192
+#: bytes of results from which on they are written past the caches
+STREAMING_BYTES = 16 << 20
 #: bytes of the tables of rows that the split walk works on at once
 SPLIT_TABLE_BYTES = 4 << 20
 
@@ -228,6 +232,7 @@ def _run_rows(storages: tuple, fields: dict, n_areas: int, n_threads: int, parti
         sums = np.empty((n_blocks, 2))
         partials.append(sums)
     plan = plan._replace(
+        streaming=int(n_rows * plan.n_classes * STORAGES[storages[0]].itemsize > STREAMING_BYTES),
         tile_rows=walk.tile_rows,
         tiles_per_block=tiles_per_block,
         phase=WHOLE_ROWS,
@@ -287,7 +292,41 @@ def _run_split(storages: tuple, plan: Plan, walk: Walk, n_threads: int, partials
                 step(FINISH, count * n_parts)
 
 
+# --- small calls of shapes seen before ------------------------------------------------------------------------------------
+
+#: (operation, dtype, shape) or (dtype, shape, dtype of targets, reduction, with gradient) -> a call that takes the arrays
+prepared: dict = {}
+#: shapes kept; past it all are forgotten (a program that goes through thousands of shapes gains nothing by them)
+PREPARED_SHAPES = 256
+
+
+def _prepare(key: tuple, entry, storages: tuple, fields: dict, n_areas: int, extent: int, *more: int) -> None:
+    """Keep a call of contiguous arrays whose rows are one block: `entry` with all but the arrays given."""
+    walk = choose_walk(storages[0], fields["n_classes"], fields["logits_class"], fields["logits_inner"], n_areas)
+    if walk.name == "split" or fields["n_outer"] != 1:
+        return
+    tiles = -(-fields["n_inner"] // walk.tile_rows)
+    if tiles > max(1, BLOCK_ELEMENTS // (walk.tile_rows * fields["n_classes"])):
+        return
+    memory = np.zeros(4096 + walk.scratch_bytes + 64, np.uint8)
+    words = (memory.ctypes.data + 63) // 64 * 64
+    plan = _EMPTY_PLAN._replace(**fields)._replace(
+        tile_rows=walk.tile_rows, tiles_per_block=tiles, phase=WHOLE_ROWS, partials=words + PLAN_LAYOUT.size // 64 * 64 + 64
+    )
+    ctypes.memmove(words, PLAN_LAYOUT.pack(*plan), PLAN_LAYOUT.size)
+    address, _ = _compiled_kernel(walk.name, *storages)
+    call = functools.partial(entry(), address, words, words + 4032, extent, *more)
+    call.memory = memory  # type: ignore[attr-defined]
+    if len(prepared) >= PREPARED_SHAPES:
+        prepared.clear()
+    prepared[key] = call
+
+
 # --- what the public functions call -------------------------------------------------------------------------------------
+
+
+def _plain(array: np.ndarray) -> bool:
+    return array.flags.c_contiguous and array.size > 0
 
 
 def _storage(array: np.ndarray) -> str:
@@ -304,7 +343,10 @@ def run_softmax_family(operation: str, x: np.ndarray, out: np.ndarray, n_threads
     common = {"operation": code, "n_classes": x.shape[-1], "kind": NO_TARGETS}
     for fields in arrays.pieces():
         fields.update(common)
-        _run_rows((storage, "float64"), fields, 2 if code == LOG_SOFTMAX else 1, n_threads, None)
+        areas = 2 if code == LOG_SOFTMAX else 1
+        _run_rows((storage, "float64"), fields, areas, n_threads, None)
+        if code != LOGSUMEXP and x.size <= BLOCK_ELEMENTS and _plain(x) and _plain(out) and x.dtype == out.dtype:
+            _prepare((operation, x.dtype, x.shape), small_softmax, (storage, "float64"), fields, areas, x.nbytes)
 
 
 def run_loss(plan: LossPlan) -> np.float64 | None:
@@ -362,6 +404,10 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     for fields in arrays.pieces():
         fields.update(common)
         _run_rows((storage, target_storage), fields, areas, plan.n_threads, partials)
+    if _plain_options(plan) and logits.size <= BLOCK_ELEMENTS and len(arrays.names) <= 3:
+        key = (logits.dtype, logits.shape, targets.dtype, plan.reduction, plan.grad is not None)
+        is_mean = int(plan.reduction == "mean")
+        _prepare(key, small_loss, (storage, target_storage), fields, areas, logits.nbytes, is_mean)
     if partials is None:
         return None
     total = math.fsum(np.concatenate(partials).ravel().tolist()) if _all_finite(partials) else _plain_sum(partials)
@@ -370,6 +416,27 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     if divisor == 0.0:
         return np.float64(0.0 if plan.empty == "zero" else math.nan)
     return np.float64(total / divisor)
+
+
+def _plain_options(plan: LossPlan) -> bool:
+    """Whether a call has class indices and contiguous arrays and no option but "mean" or "sum"."""
+    return (
+        not plan.probabilities
+        and plan.reduction != "none"
+        and plan.weight is None
+        and plan.normalizer is None
+        and plan.ignore_index == -100
+        and plan.label_smoothing == 0.0
+        and plan.z_loss == 0.0
+        and plan.logit_scale == 1.0
+        and plan.softcap is None
+        and isinstance(plan.upstream, float)
+        and plan.upstream == 1.0
+        and _plain(plan.logits)
+        and _plain(plan.targets)
+        and (plan.grad is None or _plain(plan.grad))
+        and plan.logits.dtype.kind in "fV"
+    )
 
 
 def _all_finite(partials: list) -> bool:

@@ -159,13 +159,54 @@ def cross_entropy(
     Traceback (most recent call last):
     IndexError: targets[1] is 3, outside [0, 3) for 3 classes, and not ignore_index
     """
+    if (
+        (n_threads is None or type(n_threads) is int and n_threads > 0)
+        and axis is DEFAULT_AXIS
+        and weight is sample_weight is normalizer is softcap is class_mask is out is None
+        and ignore_index is DEFAULT_IGNORE_INDEX
+        and label_smoothing is DEFAULT_LABEL_SMOOTHING
+        and z_loss is DEFAULT_Z_LOSS
+        and logit_scale is DEFAULT_LOGIT_SCALE
+        and type(logits) is type(targets) is np.ndarray
+    ):
+        value = _small(logits, targets, reduction, None, False)
+        if value is not None:
+            return value
     plan, _ = loss_plan(
         logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction,
-        normalizer, empty, z_loss, logit_scale, softcap, class_mask, DEFAULT_UPSTREAM, out, False, None,
-        lazy.resolved_thread_count(n_threads), None,
+        normalizer, empty, z_loss, logit_scale, softcap, class_mask, DEFAULT_UPSTREAM, out, False,
+        None, lazy.resolved_thread_count(n_threads), None,
     )  # fmt: skip
     loss = run_plan(plan)
     return loss if loss is not None else per_sample_losses(plan, out)
+
+
+def _small(
+    logits: npt.NDArray[Any], targets: npt.NDArray[Any], reduction: str, grad_out: Any, with_grad: bool
+) -> Any:
+    """Return the result for small contiguous arrays of shapes seen before and no option, None to go the way of all checks."""
+    dtype, shape = logits.dtype, logits.shape
+    call = lazy.prepared.get((dtype, shape, targets.dtype, reduction, with_grad))
+    if (
+        call is None
+        or targets.shape != shape[:-1]
+        or not logits.flags.c_contiguous
+        or not targets.flags.c_contiguous
+    ):
+        return None
+    if not with_grad:
+        value = call(logits, targets, logits)
+        return np.float64(value) if value >= 0.0 or value != value else None
+    grad = grad_out
+    if grad is None:
+        grad = np.empty(shape, dtype)
+    elif (
+        type(grad) is not np.ndarray or grad.dtype is not dtype or grad.shape != shape or not grad.flags.c_contiguous
+    ):
+        return None
+    value = call(logits, targets, grad)
+    # a negative value refuses; NaN is a result
+    return None if value < 0.0 else LossAndGrad(np.float64(value), grad)
 
 
 def per_sample_losses(plan: LossPlan, out: Any) -> Any:
@@ -242,6 +283,20 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
     >>> print(loss.round(6), grad)
     0.693147 [[ 0.5 -0.5]]
     """
+    if (
+        (n_threads is None or type(n_threads) is int and n_threads > 0)
+        and axis is DEFAULT_AXIS
+        and weight is sample_weight is normalizer is softcap is class_mask is out is None
+        and ignore_index is DEFAULT_IGNORE_INDEX
+        and label_smoothing is DEFAULT_LABEL_SMOOTHING
+        and z_loss is DEFAULT_Z_LOSS
+        and logit_scale is DEFAULT_LOGIT_SCALE
+        and upstream is DEFAULT_UPSTREAM
+        and type(logits) is type(targets) is np.ndarray
+    ):
+        value = _small(logits, targets, reduction, grad_out, True)
+        if value is not None:
+            return value
     plan, grad = loss_plan(
         logits, targets, axis, weight, sample_weight, ignore_index, label_smoothing, reduction,
         normalizer, empty, z_loss, logit_scale, softcap, class_mask, upstream, out, True, grad_out,

@@ -185,7 +185,7 @@ z_loss, logit_scale, softcap, class_mask, n_threads
         return loss
 
     def _buffers_for(self, logits: Array, targets: Array) -> OwnedBuffers:
-        """Return the last buffers if they fit and lie apart from the caller's arrays, else new ones."""
+        """Return the last buffers if they fit and the caller's arrays lie apart, else new ones."""
         dtype = RESULT_DTYPE[logits.dtype]
         owned = self._buffers
         if (

@@ -9,6 +9,9 @@ from fastswl.arguments import thread_count
 dispatch: Any = None
 threads: Any = None
 
+#: small calls of shapes seen before: `dispatch.prepared`, once `load` has run
+prepared: dict[tuple[Any, ...], Any] = {}
+
 #: public names that live in `fastswl.threads`
 THREAD_FUNCTIONS: Final = ("get_num_threads", "set_num_threads", "threading_layer")
 
@@ -24,10 +27,11 @@ def load_threads() -> ModuleType:
 
 def load() -> None:
     """Import the modules behind `dispatch` and `threads`."""
-    global dispatch
+    global dispatch, prepared
     load_threads()
     from fastswl import dispatch as module
 
+    prepared = module.prepared
     dispatch = module
 
 

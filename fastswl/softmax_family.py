@@ -89,6 +89,10 @@ def softmax(
     array([[0.5, 0.5],
            [0. , 1. ]])
     """
+    if type(x) is np.ndarray and axis is DEFAULT_AXIS and (n_threads is None or type(n_threads) is int and n_threads > 0):
+        result = _small("softmax", x, out)
+        if result is not None:
+            return result
     return _same_shape("softmax", x, axis, out, n_threads)
 
 
@@ -141,7 +145,26 @@ def log_softmax(
     >>> print(swl.log_softmax([0.0, 0.0]).round(6))
     [-0.693147 -0.693147]
     """
+    if type(x) is np.ndarray and axis is DEFAULT_AXIS and (n_threads is None or type(n_threads) is int and n_threads > 0):
+        result = _small("log_softmax", x, out)
+        if result is not None:
+            return result
     return _same_shape("log_softmax", x, axis, out, n_threads)
+
+
+def _small(operation: str, x: npt.NDArray[Any], out: Any) -> Any:
+    """Return the result of a small contiguous array of a shape seen before, None if it has to go the way of all checks."""
+    dtype, shape = x.dtype, x.shape
+    call = lazy.prepared.get((operation, dtype, shape))
+    if call is None or not x.flags.c_contiguous:
+        return None
+    if out is None:
+        out = np.empty(shape, dtype)
+    elif (
+        type(out) is not np.ndarray or out.dtype is not dtype or out.shape != shape or not out.flags.c_contiguous
+    ):
+        return None
+    return out if call(x, out) == 0.0 else None
 
 
 def _same_shape(operation: str, x: object, axis: object, out: Any, n_threads: int | None) -> Any:

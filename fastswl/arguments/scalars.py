@@ -14,16 +14,19 @@ from fastswl.arguments.arrays import as_array
 # takes the full check.
 DEFAULT_AXIS: Final = -1
 DEFAULT_IGNORE_INDEX: Final = -100
-DEFAULT_LABEL_SMOOTHING: Final = 0.0
+DEFAULT_LABEL_SMOOTHING: Final[float] = 0.0
 DEFAULT_REDUCTION: Final = "mean"
 DEFAULT_EMPTY: Final = "nan"
-DEFAULT_Z_LOSS: Final = 0.0
-DEFAULT_LOGIT_SCALE: Final = 1.0
-DEFAULT_UPSTREAM: Final = 1.0
+DEFAULT_Z_LOSS: Final[float] = 0.0
+DEFAULT_LOGIT_SCALE: Final[float] = 1.0
+DEFAULT_UPSTREAM: Final[float] = 1.0
 
 REDUCTIONS: Final = ("mean", "sum", "none")
 EMPTY_RULES: Final = ("nan", "zero", "raise")
-_INT64: Final = np.iinfo(np.int64)
+_LOWEST_INT64: Final = -(2**63)
+_HIGHEST_INT64: Final = 2**63 - 1
+_SMALLEST: Final = math.nextafter(0.0, 1.0)  # the smallest float above 0
+_LARGEST: Final = math.nextafter(math.inf, 0.0)  # the largest finite float
 
 
 def real_number(name: str, value: object) -> float:
@@ -108,25 +111,19 @@ def thread_count(n_threads: object) -> int:
 
 def _word(name: str, value: object, allowed: tuple[str, ...]) -> str:
     """Return one of the allowed words; TypeError for no string, ValueError for another one."""
+    if isinstance(value, str) and value in allowed:
+        return str(value)
+    error = ValueError if isinstance(value, str) else TypeError
     choices = ", ".join(repr(word) for word in allowed)
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {choices}, got {value!r}")
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
-    return str(value)
+    raise error(f"{name} must be one of {choices}, got {value!r}")
 
 
-def _number_in(
-    name: str, value: object, low: float, high: float, rule: str, *, above: bool = False
-) -> float:
-    """Return a float with low <= value <= high (low < value with `above`), else ValueError."""
+def _number_in(name: str, value: object, low: float, high: float, rule: str) -> float:
+    """Return a float with low <= value <= high, else raise ValueError quoting `rule`."""
     number = real_number(name, value)
-    if not low <= number <= high or (above and number == low):
+    if not low <= number <= high:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
     return number
-
-
-_LARGEST: Final = math.nextafter(math.inf, 0.0)
 
 
 def loss_scalars(
@@ -162,26 +159,33 @@ def loss_scalars(
     ValueError: label_smoothing must be in [0, 1], got 1.5
     """
     checked_index = integer("ignore_index", ignore_index)
-    if not _INT64.min <= checked_index <= _INT64.max:
+    if not _LOWEST_INT64 <= checked_index <= _HIGHEST_INT64:
         raise ValueError(f"ignore_index must fit 64 signed bits, got {checked_index}")
-    smoothing = _number_in("label_smoothing", label_smoothing, 0.0, 1.0, "in [0, 1]")
+    smoothing, extra, scale = DEFAULT_LABEL_SMOOTHING, DEFAULT_Z_LOSS, DEFAULT_LOGIT_SCALE
+    if label_smoothing is not DEFAULT_LABEL_SMOOTHING:
+        smoothing = _number_in("label_smoothing", label_smoothing, 0.0, 1.0, "in [0, 1]")
+    if z_loss is not DEFAULT_Z_LOSS:
+        extra = _number_in("z_loss", z_loss, 0.0, _LARGEST, "finite and non-negative")
+    if logit_scale is not DEFAULT_LOGIT_SCALE:
+        scale = _number_in("logit_scale", logit_scale, _SMALLEST, _LARGEST, "finite and above 0")
+    cap = divisor = None
+    if softcap is not None:
+        cap = _number_in("softcap", softcap, _SMALLEST, _LARGEST, "finite and above 0")
     checked_reduction = _word("reduction", reduction, REDUCTIONS)
-    divisor = None
     if normalizer is not None:
         divisor = _number_in("normalizer", normalizer, 0.0, _LARGEST, "finite and non-negative")
         if checked_reduction != "mean":
             raise ValueError(
                 f"normalizer goes with reduction='mean' only, got reduction={checked_reduction!r}"
             )
+    checked_empty = _word("empty", empty, EMPTY_RULES)
     return (
         checked_index,
         smoothing,
         checked_reduction,
         divisor,
-        _word("empty", empty, EMPTY_RULES),
-        _number_in("z_loss", z_loss, 0.0, _LARGEST, "finite and non-negative"),
-        _number_in("logit_scale", logit_scale, 0.0, _LARGEST, "finite and above 0", above=True),
-        None
-        if softcap is None
-        else _number_in("softcap", softcap, 0.0, _LARGEST, "finite and above 0", above=True),
+        checked_empty,
+        extra,
+        scale,
+        cap,
     )

@@ -53,6 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run all jobs, then say where the cache lies."""
+    from fastswl import get_num_threads
+    from fastswl.cache import cache_directory
+
     processes = arguments.processes
     if processes is not None and processes < 1:
         raise CommandError(f"--processes must be at least 1, not {processes}")
@@ -62,9 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
             raise CommandError(f"{name} needs ml_dtypes: pip install ml_dtypes")
     jobs = [(dtype, case) for case in CASES for dtype in dict.fromkeys(dtypes)]
     start = time.perf_counter()
-    from fastswl import get_num_threads
-    from fastswl.cache import cache_directory
-
     cache = cache_directory()
     if cache is None:
         raise CommandError("there is no directory for the cache that can be written to")

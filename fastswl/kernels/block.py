@@ -7,7 +7,7 @@ A block is a piece of one row (lanes are neighbouring classes; the last vector i
 import numpy as np
 
 from fastswl.compilation import inlined, routine
-from fastswl.simd import VECTOR_BYTES, by_type, fma, load, narrow, select, splat_like, store, wide_zero, widen
+from fastswl.simd import VECTOR_BYTES, by_type, fma, load, narrow, prefetch, select, splat_like, store, wide_zero, widen
 from fastswl.vectormath import (
     LOG2_E,
     accumulate,
@@ -47,8 +47,12 @@ def exp_above(storage, x, x_low, magic, lowest):
 
 
 @routine
-def exp_and_sum(storage, source, low_parts, target, n, magic, lowest):
-    """e = exp(x) in units of the reference into `target` (may be `source`); the sum of each lane, as (high, low) float64."""
+def exp_and_sum(storage, source, low_parts, target, n, magic, lowest, ahead):
+    """e = exp(x) in units of the reference into `target` (may be `source`); the sum of each lane, as (high, low) float64.
+
+    Meanwhile the lines from `ahead` on, which are read next, are asked for, one a vector: what follows a row in memory comes
+    while this one is computed.
+    """
     high = wide_zero(storage)
     low = wide_zero(storage)
     for first in range(0, n, GROUP):
@@ -59,6 +63,7 @@ def exp_and_sum(storage, source, low_parts, target, n, magic, lowest):
                 x_low = load(storage, low_parts + VECTOR_BYTES * i)
             e = exp_above(storage, load(storage, source + VECTOR_BYTES * i), x_low, magic, lowest)
             store(storage, target + VECTOR_BYTES * i, e)
+            prefetch(ahead + VECTOR_BYTES * i)
             total = total + e
         high, low = accumulate(storage, high, low, total)
     return high, low

@@ -203,8 +203,10 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
     leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
     magic, lowest = exp_reference(arithmetic, power)
     keep_logits = plan.operation == LOG_SOFTMAX
+    # the next tile, where rows follow each other
+    ahead = source + plan.logits_inner * lanes(storage)
     exponentials = mass if keep_logits else tile
-    rest, rest_low = exp_and_sum(arithmetic, tile, low_parts, exponentials, n_classes, magic, lowest)
+    rest, rest_low = exp_and_sum(arithmetic, tile, low_parts, exponentials, n_classes, magic, lowest, ahead)
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)
     finish_rows(storage, plan, table)

@@ -83,3 +83,7 @@ _WORDS = Words(
 PLAN_LAYOUT = struct.Struct("=" + "".join("d" if name in _FLOAT_FIELDS else "q" for name in Plan._fields))
 #: for kernels: the plan that lies at an address
 load_plan = words_at(_WORDS)
+#: where the words stand that differ between calls of the same shapes
+LOGITS_WORD, TARGETS_WORD, OUT_WORD, ROW_FACTOR_WORD = (
+    8 * Plan._fields.index(name) for name in ("logits", "targets", "out", "row_factor")
+)

@@ -72,6 +72,7 @@ from fastswl.simd import (
     load_int64,
     load_one,
     result_of,
+    select,
     splat_like,
     store,
     store_double,
@@ -103,24 +104,30 @@ def vectors_of(storage, n_classes):
 
 @routine
 def load_part(storage, target, source, class_stride, n):
-    """Bring `n` classes of a row into scratch memory, in the arithmetic type, filled up with -inf to whole vectors."""
+    """Bring `n` classes of a row into scratch memory, in the arithmetic type, filled up with -inf to whole vectors; the
+    largest of each lane (NaN dropped)."""
     arithmetic = arithmetic_of(storage)
     size = itemsize(arithmetic)
     width = lanes(storage)
-    minus_infinity = splat_like(load(arithmetic, target), -np.inf)
+    top = splat_like(load(arithmetic, target), -np.inf)
     whole = n // width
     if class_stride == itemsize(storage) and whole > 0:
         if whole * width < n:
             # the last vector overlaps the one before
-            store(arithmetic, target + VECTOR_BYTES * whole, minus_infinity)
-            store(arithmetic, target + size * (n - width), load(storage, source + class_stride * (n - width)))
-            store(arithmetic, target + size * n, minus_infinity)
+            tail = load(storage, source + class_stride * (n - width))
+            store(arithmetic, target + VECTOR_BYTES * whole, top)
+            store(arithmetic, target + size * (n - width), tail)
+            store(arithmetic, target + size * n, top)
+            top = select(tail > top, tail, top)
         for i in range(whole):
-            store(arithmetic, target + VECTOR_BYTES * i, load(storage, source + class_stride * width * i))
-    else:
-        store(arithmetic, target + VECTOR_BYTES * whole, minus_infinity)
-        for c in range(n):
-            store_one(arithmetic, target + size * c, load_one(storage, source + class_stride * c))
+            x = load(storage, source + class_stride * width * i)
+            store(arithmetic, target + VECTOR_BYTES * i, x)
+            top = select(x > top, x, top)
+        return top
+    store(arithmetic, target + VECTOR_BYTES * whole, top)
+    for c in range(n):
+        store_one(arithmetic, target + size * c, load_one(storage, source + class_stride * c))
+    return block_maximum(arithmetic, target, vectors_of(storage, n))
 
 
 @routine
@@ -185,7 +192,7 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
     logits, mass, low_area, slopes = areas, areas + area_bytes, areas + 2 * area_bytes, areas + 3 * area_bytes
     n_vectors = vectors_of(storage, n)
     place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
-    load_part(storage, logits, place, plan.logits_class, n)
+    tops = load_part(storage, logits, place, plan.logits_class, n)
     low_parts = 0
     if plan.softcap != 0.0 or plan.logit_scale != 1.0:
         low_parts = low_area
@@ -198,7 +205,9 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
     shift = load_double(table + SHIFT + 8 * row)
     if shift != 0.0:
         subtract(arithmetic, logits, n_vectors, narrow_splat(arithmetic, logits, shift))
-    top = lane(max_lanes(arithmetic, block_maximum(arithmetic, logits, n_vectors)), 0)
+    if low_parts != 0 or plan.mask != 0 or shift != 0.0:
+        tops = block_maximum(arithmetic, logits, n_vectors)
+    top = lane(max_lanes(arithmetic, tops), 0)
     # an infinite top, or one that will have the row done again, gives no reference
     limit = by_type(arithmetic, FAR_32, FAR_64)
     reference = min(max(top, -limit), limit)
@@ -243,9 +252,11 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
     store_double(part + PART_APART_EXP, apart_exp)
 
     exponentials = logits
+    # what follows in memory: the next part, or the next row of a contiguous array
+    ahead = place + plan.logits_class * n
     if plan.operation == LOG_SOFTMAX:
         exponentials = mass
-    high, rest_low = exp_and_sum(arithmetic, logits, low_parts, exponentials, n_vectors, magic, lowest)
+    high, rest_low = exp_and_sum(arithmetic, logits, low_parts, exponentials, n_vectors, magic, lowest, ahead)
     total, total_low = total_of_lanes(arithmetic, high, rest_low)
     store_double(part + PART_REST, total)
     store_double(part + PART_REST_LOW, total_low)
