@@ -33,6 +33,15 @@ def block_maximum(storage, source, n):
     return top
 
 
+@routine
+def nan_where_any(storage, source, n, top):
+    """`top`, but NaN in lanes that hold a NaN: rows with +inf, where the exponentials can't tell."""
+    for i in range(n):
+        x = load(storage, source + VECTOR_BYTES * i)
+        top = select(x == x, top, x)
+    return top
+
+
 @inlined
 def exp_above(storage, x, x_low, magic, lowest):
     """exp(x + x_low) 2**(bias - N): n - N + biases stands in the low bits of the rounded sum, which become the exponent.

@@ -13,6 +13,7 @@ from fastswl.kernels.block import (
     exp_and_sum,
     mass_and_distance,
     multiply,
+    nan_where_any,
     scale_block,
     shift_logarithms,
     subtract,
@@ -164,10 +165,21 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
     if plan.mask != 0:
         for row in range(count):
             hide_masked_classes(
-                arithmetic, plan, tile + size * row, word(VECTOR_BYTES), outer, inner + row, word(0), n_classes
+                arithmetic,
+                plan,
+                tile + size * row,
+                low_parts,
+                slopes - tile,
+                word(VECTOR_BYTES),
+                outer,
+                inner + row,
+                word(0),
+                n_classes,
             )
 
     top = block_maximum(arithmetic, tile, n_classes)
+    if any_lane(top == np.inf):
+        top = nan_where_any(arithmetic, tile, n_classes, top)
     store_wide(arithmetic, table + TOP, widen(top))
     m = select(absolute(top) < np.inf, top, splat_like(top, 0.0))
     far = absolute(m) >= by_type(arithmetic, FAR_32, FAR_64)

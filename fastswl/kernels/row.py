@@ -16,6 +16,7 @@ from fastswl.kernels.block import (
     exp_and_sum,
     mass_and_distance,
     multiply,
+    nan_where_any,
     scale_block,
     shift_logarithms,
     subtract,
@@ -61,6 +62,7 @@ from fastswl.kernels.rows import (
 from fastswl.kernels.spread import classes_left, hide_masked_classes, spread_mass
 from fastswl.simd import (
     VECTOR_BYTES,
+    any_lane,
     arithmetic_of,
     by_type,
     fma,
@@ -201,16 +203,22 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
         for c in range(n, n_vectors * lanes(storage)):
             store_one(arithmetic, logits + size * c, -np.inf)
     if plan.mask != 0:
-        hide_masked_classes(arithmetic, plan, logits, size, outer, inner, first_class, n)
+        hide_masked_classes(arithmetic, plan, logits, low_parts, slopes - logits, size, outer, inner, first_class, n)
     shift = load_double(table + SHIFT + 8 * row)
     if shift != 0.0:
         subtract(arithmetic, logits, n_vectors, narrow_splat(arithmetic, logits, shift))
     if low_parts != 0 or plan.mask != 0 or shift != 0.0:
         tops = block_maximum(arithmetic, logits, n_vectors)
     top = lane(max_lanes(arithmetic, tops), 0)
+    if top == np.inf:
+        poisoned = nan_where_any(arithmetic, logits, n_vectors, splat_like(tops, 0.0))
+        if any_lane(poisoned != poisoned):
+            top = np.nan
     # an infinite top, or one that will have the row done again, gives no reference
     limit = by_type(arithmetic, FAR_32, FAR_64)
-    reference = min(max(top, -limit), limit)
+    reference = limit
+    if top < limit:
+        reference = max(top, -limit)
     m = splat_like(load(arithmetic, logits), reference)
     power = nearest_power(arithmetic, m)
     store_double(part + PART_TOP, top)
@@ -306,8 +314,11 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
     """Sum up the parts of a row; whether it has to be done again with its maximum subtracted first (SHIFT says by what)."""
     top = -np.inf
     leader = 0
+    poisoned = False
     for i in range(n_parts):
         part_top = load_double(parts + PART_BYTES * i + PART_TOP)
+        rest = load_double(parts + PART_BYTES * i + PART_REST)
+        poisoned = poisoned or part_top != part_top or (rest != rest and part_top < np.inf)
         if part_top > top:
             top = part_top
             leader = i
@@ -343,7 +354,7 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
             distance += load_double(part + PART_DISTANCE) + part_mass * (m - limited)
         elif spread_wanted(plan):
             distance += load_double(part + PART_DISTANCE)
-    store_double(table + TOP + 8 * row, top + shift)
+    store_double(table + TOP + 8 * row, np.nan if poisoned else top + shift)
     store_double(table + REFERENCE + 8 * row, m)
     store_double(table + POWER + 8 * row, power)
     store_double(table + REST + 8 * row, high)

@@ -202,11 +202,12 @@ def finish_rows(storage, plan, table):
     below_top = m - apart
     log_ratio = select(near, core, far + below_top)  # lse - x at the class left out
     log_sum = select(near, core - below_top, far)  # lse - m
-    # no finite maximum: -inf for the row of nothing but -inf, the NaN of a NaN row, 0 beside a top of +inf
+    # no finite maximum: NaN for the row of nothing but -inf (logsumexp: -inf), and for a row with NaN
     nothing = total == 0.0
     log_sum = select(nothing, splat_like(log_sum, np.nan), log_sum)
     if plan.operation != LOSS:
-        log_sum = select(top == np.inf, splat_like(log_sum, 0.0), log_sum)
+        # inf - inf is the NaN at +inf, finite - inf the -inf beside it
+        log_sum = select(top == np.inf, top, log_sum)
         if plan.operation == LOGSUMEXP:
             log_sum = select(nothing, splat_like(log_sum, 0.0), log_sum)
         store_wide(storage, table + LOG_SUM, log_sum)

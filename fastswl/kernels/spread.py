@@ -11,12 +11,15 @@ from fastswl.simd import load_double, load_integer, load_one, store_one
 
 
 @routine
-def hide_masked_classes(storage, plan, logits, class_step, outer, inner, first_class, n):
-    """Masked classes of one row become -inf, whatever they were."""
+def hide_masked_classes(storage, plan, logits, low_parts, to_slopes, class_step, outer, inner, first_class, n):
+    """Masked classes of one row become -inf, whatever they were; where logits were changed (`low_parts` is not 0) their slopes,
+    `to_slopes` bytes on, become 0."""
     place = plan.mask + outer * plan.mask_outer + inner * plan.mask_inner + first_class * plan.mask_class
     for c in range(n):
         if load_integer(place + plan.mask_class * c, 8, False) == 0:
             store_one(storage, logits + class_step * c, -np.inf)
+            if low_parts != 0:
+                store_one(storage, logits + to_slopes + class_step * c, 0.0)
 
 
 @routine
