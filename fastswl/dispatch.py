@@ -48,6 +48,8 @@ OPERATIONS = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSU
 
 #: classes up to which a row of contiguous classes goes into a tile of rows
 PANEL_CLASSES = 128
+#: classes of the tiles that go through the stages together
+STEP_CLASSES = 64
 #: classes up to which the tile of rows that lie side by side stays in the second-level cache
 STRIDED_CLASSES = 2048
 #: classes from which on a row is cut into parts that all threads share, and computed twice
@@ -77,6 +79,7 @@ class Walk(NamedTuple):
 
     name: str  # "panel", "strided", "row" or "split"
     tile_rows: int  # rows in a step
+    tile_bytes: int  # of each tile of a step of several
     scratch_bytes: int  # a thread's
 
 
@@ -86,18 +89,19 @@ def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int
     lanes = layout.lanes
     contiguous = class_stride == layout.itemsize or n_classes == 1
     side_by_side = row_stride == layout.itemsize and not contiguous
-    if (contiguous or not side_by_side) and n_classes <= PANEL_CLASSES:
-        return Walk("panel", lanes, TABLE_BYTES + areas * VECTOR_BYTES * n_classes)
-    if side_by_side and n_classes <= STRIDED_CLASSES:
-        return Walk("strided", lanes, TABLE_BYTES + areas * VECTOR_BYTES * n_classes)
+    in_panel = (contiguous or not side_by_side) and n_classes <= PANEL_CLASSES
+    if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
+        tiles = max(1, min(4, STEP_CLASSES // n_classes))
+        tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
+        return Walk("panel" if in_panel else "strided", tiles * lanes, tile_bytes, tiles * tile_bytes)
     part_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
     if n_classes > SPLIT_CLASSES:
-        return Walk("split", 1, areas * part_bytes)
+        return Walk("split", 1, 0, areas * part_bytes)
     tile_rows = min(lanes, max(1, BATCH_ELEMENTS // n_classes))
     vectors = -(-n_classes // lanes)
     n_parts = -(-vectors // PART_VECTORS)
     area = VECTOR_BYTES * (min(PART_VECTORS, vectors) + 1) * n_parts * tile_rows
-    return Walk("row", tile_rows, TABLE_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area)
+    return Walk("row", tile_rows, 0, TABLE_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area)
 
 
 # --- rows in order ------------------------------------------------------------------------------------------------------
@@ -234,6 +238,7 @@ def _run_rows(storages: tuple, fields: dict, n_areas: int, n_threads: int, parti
     plan = plan._replace(
         streaming=int(n_rows * plan.n_classes * STORAGES[storages[0]].itemsize > STREAMING_BYTES),
         tile_rows=walk.tile_rows,
+        tile_bytes=walk.tile_bytes,
         tiles_per_block=tiles_per_block,
         phase=WHOLE_ROWS,
         partials=0 if sums is None else sums.ctypes.data,
@@ -311,7 +316,7 @@ def _prepare(key: tuple, entry, storages: tuple, fields: dict, n_areas: int, ext
     memory = np.zeros(4096 + walk.scratch_bytes + 64, np.uint8)
     words = (memory.ctypes.data + 63) // 64 * 64
     plan = _EMPTY_PLAN._replace(**fields)._replace(
-        tile_rows=walk.tile_rows, tiles_per_block=tiles, phase=WHOLE_ROWS, partials=words + PLAN_LAYOUT.size // 64 * 64 + 64
+        tile_rows=walk.tile_rows, tile_bytes=walk.tile_bytes, tiles_per_block=tiles, phase=WHOLE_ROWS, partials=words + PLAN_LAYOUT.size // 64 * 64 + 64
     )
     ctypes.memmove(words, PLAN_LAYOUT.pack(*plan), PLAN_LAYOUT.size)
     address, _ = _compiled_kernel(walk.name, *storages)

@@ -659,6 +659,20 @@ def store_wide(typingctx, storage, address, value):
     return types.none(storage, types.int64, wide), codegen
 
 
+@intrinsic(prefer_literal=True)
+def load_integers(typingctx, storage, address, bits, signed):
+    """As many integers of `bits` bits as a vector of `storage` has lanes, as float64 (literals: bits, signed)."""
+    width, is_signed = bits.literal_value, signed.literal_value
+    result = storage.vector.of(types.float64)
+
+    def codegen(context, builder, sig, args):
+        pointer = _pointer(builder, args[1], ir.VectorType(ir.IntType(width), result.lanes))
+        value = builder.load(pointer, align=width // 8)
+        return (builder.sitofp if is_signed else builder.uitofp)(value, context.get_value_type(result))
+
+    return result(storage, types.int64, bits, signed), codegen
+
+
 @intrinsic
 def load_double(typingctx, address):
     """The float64 at `address`."""
@@ -802,6 +816,66 @@ def _transpose_groups(builder, vectors):
                 result[i + step] = _shuffle(builder, a, b, order_high)
         vectors, step = result, 2 * step
     return vectors
+
+
+def _pick(builder, vectors, order):
+    """Lanes of several vectors end to end, in the given order."""
+    count = len(order)
+    result = None
+    for number, vector in enumerate(vectors):
+        here = [i - number * count if number * count <= i < (number + 1) * count else None for i in order]
+        if result is None:
+            picks = [i if i is not None else 0 for i in here]
+            result = _shuffle(builder, vector, vector, picks)
+        else:
+            picks = [count + i if i is not None else lane for lane, i in enumerate(here)]
+            result = _shuffle(builder, result, vector, picks)
+    return result
+
+
+@intrinsic(prefer_literal=True)
+def separate(typingctx, storage, source, tile, n_classes):
+    """`lanes` rows of `n_classes` (a literal, below a group) end to end, into `tile`: a vector a class."""
+    stored, vector, count = storage.storage, storage.vector, n_classes.literal_value
+
+    def codegen(context, builder, sig, args):
+        _, source, tile, _ = args
+        vectors = []
+        for i in range(count):
+            address = builder.add(source, ir.Constant(_I64, i * vector.lanes * stored.itemsize))
+            value = builder.load(
+                _pointer(builder, address, _storage_llvm(stored, vector.lanes)), align=stored.itemsize
+            )
+            vectors.append(_from_storage(context, builder, stored, value))
+        for c in range(count):
+            column = _pick(builder, vectors, [count * row + c for row in range(vector.lanes)])
+            address = builder.add(tile, ir.Constant(_I64, VECTOR_BYTES * c))
+            builder.store(column, _pointer(builder, address, column.type), align=stored.arithmetic.bitwidth // 8)
+
+    return types.none(storage, types.int64, types.int64, n_classes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def interleave(typingctx, storage, tile, target, n_classes):
+    """The reverse of `separate`."""
+    stored, vector, count = storage.storage, storage.vector, n_classes.literal_value
+
+    def codegen(context, builder, sig, args):
+        _, tile, target, _ = args
+        llvm = context.get_value_type(vector)
+        columns = []
+        for c in range(count):
+            address = builder.add(tile, ir.Constant(_I64, VECTOR_BYTES * c))
+            columns.append(builder.load(_pointer(builder, address, llvm), align=stored.arithmetic.bitwidth // 8))
+        lanes = vector.lanes
+        for i in range(count):
+            places = [i * lanes + lane for lane in range(lanes)]
+            whole = _pick(builder, columns, [place % count * lanes + place // count for place in places])
+            value = _to_storage(context, builder, stored, whole)
+            address = builder.add(target, ir.Constant(_I64, i * lanes * stored.itemsize))
+            builder.store(value, _pointer(builder, address, value.type), align=stored.itemsize)
+
+    return types.none(storage, types.int64, types.int64, n_classes), codegen
 
 
 @intrinsic

@@ -117,6 +117,19 @@ def exp_reference(storage, power):
 
 
 @inlined
+def exp_above(storage, x, x_low, magic, lowest):
+    """exp(x + x_low) 2**(bias - N): n - N + biases stands in the low bits of the rounded sum, which become the exponent.
+
+    x - m is never formed, so it is never rounded. -inf and all below `lowest` give an exact 0, NaN gives NaN.
+    """
+    x = select(x < lowest, lowest, x)
+    shifted = fma(x, LOG2_E, magic)
+    r = reduce_argument(storage, x, shifted - magic) + x_low
+    power_of_two = as_floats(as_bits(shifted) << by_type(storage, 23, 52))
+    return exp_polynomial(storage, r) * power_of_two
+
+
+@inlined
 def exp2_whole(storage, n):
     """2**n for whole n (as floats) of the type, 0 below the normal range; n at most the largest exponent."""
     exponent = by_type(storage, _EXPONENT_32, _EXPONENT_64)

@@ -14,7 +14,7 @@ from typing import NoReturn
 from fastswl.cli import demo, explain, info, warmup
 from fastswl.cli.console import CommandError
 
-_COMMANDS = {
+COMMANDS = {
     "demo": (demo, "train a small network on real digits and compare with plain NumPy"),
     "explain": (explain, "walk the computational graph of the loss on one row of logits"),
     "info": (info, "show versions, threads, CPU features and where the cache lies"),
@@ -36,7 +36,7 @@ def _build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="command", required=True, parser_class=_Parser)
-    for name, (module, text) in _COMMANDS.items():
+    for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(
             name, help=text, description=module.__doc__, allow_abbrev=False
         )

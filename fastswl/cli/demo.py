@@ -102,8 +102,6 @@ def run(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     digits = load_digits(arguments.seed)
     n_train, n_test = len(digits.train_labels), len(digits.test_labels)
-    if arguments.batch_size > n_train:
-        raise CommandError(f"--batch-size must be at most {n_train}, not {arguments.batch_size}")
     # with --json the standard output is for the results alone
     stream = sys.stderr if arguments.json else sys.stdout
     print(
@@ -140,12 +138,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what would only fail after the training."""
+    from fastswl.cli.digits import N_TRAIN
+
     for option, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
         value = getattr(arguments, option)
         if value < least:
             raise CommandError(
                 f"--{option.replace('_', '-')} must be at least {least}, not {value}"
             )
+    if arguments.batch_size > N_TRAIN:
+        raise CommandError(f"--batch-size must be at most {N_TRAIN}, not {arguments.batch_size}")
     if importlib.util.find_spec("matplotlib") is None:
         raise CommandError('the demo needs matplotlib for its picture: pip install "fastswl[demo]"')
     out: Path = arguments.out

@@ -12,6 +12,7 @@ from fastswl.cli.console import CommandError
 SIDE = 28
 N_CLASSES = 10
 N_TRAIN_PER_CLASS = 400  # of 500
+N_TRAIN = N_CLASSES * N_TRAIN_PER_CLASS
 
 
 class Digits(NamedTuple):

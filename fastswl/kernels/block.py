@@ -7,14 +7,10 @@ A block is a piece of one row (lanes are neighbouring classes; the last vector i
 import numpy as np
 
 from fastswl.compilation import inlined, routine
-from fastswl.simd import VECTOR_BYTES, by_type, fma, load, narrow, prefetch, select, splat_like, store, wide_zero, widen
+from fastswl.simd import VECTOR_BYTES, fma, load, narrow, prefetch, select, splat_like, store, wide_zero, widen
 from fastswl.vectormath import (
-    LOG2_E,
     accumulate,
-    as_bits,
-    as_floats,
-    exp_polynomial,
-    reduce_argument,
+    exp_above,
     tanh_and_slope,
 )
 
@@ -40,19 +36,6 @@ def nan_where_any(storage, source, n, top):
         x = load(storage, source + VECTOR_BYTES * i)
         top = select(x == x, top, x)
     return top
-
-
-@inlined
-def exp_above(storage, x, x_low, magic, lowest):
-    """exp(x + x_low) 2**(bias - N): n - N + biases stands in the low bits of the rounded sum, which become the exponent.
-
-    x - m is never formed, so it is never rounded. -inf and all below `lowest` give an exact 0, NaN gives NaN.
-    """
-    x = select(x < lowest, lowest, x)
-    shifted = fma(x, LOG2_E, magic)
-    r = reduce_argument(storage, x, shifted - magic) + x_low
-    power_of_two = as_floats(as_bits(shifted) << by_type(storage, 23, 52))
-    return exp_polynomial(storage, r) * power_of_two
 
 
 @routine

@@ -4,6 +4,7 @@ All that does not change between calls of the same shapes stands in a plan that 
 in and what can differ between arrays of the same shape is looked at: alignment, write access, overlap. All rows are one block.
 """
 
+import numpy as np
 from numba import types
 
 from fastswl.compilation import inlined, python_entry
@@ -17,6 +18,7 @@ from fastswl.simd import (
     array_flags,
     call_kernel,
     load_double,
+    load_int64,
     store_double,
     store_int64,
 )
@@ -35,6 +37,20 @@ def usable(array, extent, result):
         and array_flags(result) & (ARRAY_ALIGNED | ARRAY_WRITEABLE) == ARRAY_ALIGNED | ARRAY_WRITEABLE
         and (apart == 0 or apart >= extent or -apart >= extent)
     )
+
+
+@inlined
+def count_int64(target, n_rows, ignore_index, n_classes):
+    """How many of `n_rows` class indices count; negative if one is out of range. Simple enough for LLVM's vectoriser."""
+    counted = 0
+    wrong = 0
+    for row in range(n_rows):
+        chosen = load_int64(target + 8 * row)
+        ignored = chosen == ignore_index
+        # an unsigned comparison: negative indices are large
+        wrong += (not ignored) & (np.uint64(chosen) >= np.uint64(n_classes))
+        counted += not ignored
+    return counted if wrong == 0 else -1
 
 
 @python_entry(_WORD, _WORD, _WORD, _WORD, ARRAY_OBJECT, ARRAY_OBJECT, returns=types.float64)
@@ -59,12 +75,17 @@ def small_loss(kernel, words, scratch, extent, is_mean, logits, targets, grad):
     if array_flags(targets) & ARRAY_ALIGNED == 0:
         return REFUSED
     counted = 0
-    for row in range(plan.n_inner):
-        chosen = load_index(plan.index_code, target + plan.targets_inner * row)
-        if chosen != plan.ignore_index:
-            if chosen < 0 or chosen >= plan.n_classes:
-                return REFUSED
-            counted += 1
+    if plan.targets_inner == 8:
+        counted = count_int64(target, plan.n_inner, plan.ignore_index, plan.n_classes)
+        if counted < 0:
+            return REFUSED
+    else:
+        for row in range(plan.n_inner):
+            chosen = load_index(plan.index_code, target + plan.targets_inner * row)
+            if chosen != plan.ignore_index:
+                if chosen < 0 or chosen >= plan.n_classes:
+                    return REFUSED
+                counted += 1
     if plan.out_class != 0:
         behind = target - array_data(grad)
         if not usable(logits, extent, grad) or (behind < extent and -behind < plan.targets_inner * plan.n_inner):

@@ -24,9 +24,10 @@ from fastswl.kernels.plan import (
     LOG_SOFTMAX,
     LOGSUMEXP,
     LOSS,
-    PROBABILITY_TARGETS,
     SOFTMAX,
+    changed,
     load_plan,
+    spread_wanted,
 )
 from fastswl.kernels.rows import (
     APART,
@@ -63,20 +64,21 @@ from fastswl.simd import (
     arithmetic_of,
     by_type,
     columns_in_group,
+    fma,
+    interleave,
     itemsize,
     lanes,
     load,
     load_double,
-    load_int64,
     load_one,
     load_wide,
     narrow,
     result_of,
     select,
+    separate,
     splat_like,
     store,
     store_double,
-    store_int64,
     store_one,
     store_wide,
     transpose_in,
@@ -87,6 +89,8 @@ from fastswl.simd import (
 )
 from fastswl.vectormath import exp_reference, nearest_power
 
+#: classes up to which a row's own class is found by comparing with every class (a vector of rows at a time), not by row
+COMPARED_CLASSES = 32
 #: a logit's distance from 0 from which on the row's maximum is subtracted first
 FAR_32, FAR_64 = 1024.0, 4096.0
 
@@ -105,6 +109,11 @@ def load_tile(storage, tile, source, row_stride, class_stride, n_classes, count)
             # the last group overlaps the one before
             c = min(first, n_classes - group)
             transpose_in(storage, source + class_stride * c, row_stride, tile + VECTOR_BYTES * c)
+    elif full and class_stride == itemsize(storage) and row_stride == class_stride * n_classes and n_classes > 1:
+        if n_classes == 2:
+            separate(storage, source, tile, 2)
+        else:
+            separate(storage, source, tile, 3)
     else:
         size = itemsize(arithmetic)
         for c in range(n_classes):
@@ -127,6 +136,11 @@ def store_tile(storage, tile, target, row_stride, class_stride, n_classes, count
         for first in range(0, n_classes, group):
             c = min(first, n_classes - group)
             transpose_out(storage, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride)
+    elif full and class_stride == itemsize(storage) and row_stride == class_stride * n_classes and n_classes > 1:
+        if n_classes == 2:
+            interleave(storage, tile, target, 2)
+        else:
+            interleave(storage, tile, target, 3)
     else:
         size = itemsize(arithmetic)
         for c in range(n_classes):
@@ -136,17 +150,18 @@ def store_tile(storage, tile, target, row_stride, class_stride, n_classes, count
 
 
 @routine
-def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
-    """One tile, from its logits to its results."""
+def sum_up_tile(storage, target_storage, plan, table, outer, inner, count):
+    """From the logits of a tile to its exponentials and their sums; `table` and the tile's areas lie end to end.
+
+    Areas: logits then exponentials; mass (log_softmax: exponentials); low parts of changed logits; slopes of the change;
+    softmax where it is wanted beside the gradient.
+    """
     arithmetic = arithmetic_of(storage)
     size = itemsize(arithmetic)
     n_classes = plan.n_classes
-    table = scratch
-    tile = scratch + TABLE_BYTES
+    tile = table + TABLE_BYTES
     area = VECTOR_BYTES * n_classes
     mass, low_area, slopes = tile + area, tile + 2 * area, tile + 3 * area
-    out = plan.out + outer * plan.out_outer + inner * plan.out_inner
-    softmax_out = plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner
 
     active = describe_rows(storage, plan, table, outer, inner, count)
     source = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner
@@ -157,9 +172,8 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
             if load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
                 for c in range(n_classes):
                     store_one(arithmetic, tile + VECTOR_BYTES * c + size * row, 0.0)
-    transformed = plan.softcap != 0.0 or plan.logit_scale != 1.0
     low_parts = 0
-    if transformed:
+    if changed(plan):
         low_parts = low_area
         cap_and_scale(arithmetic, tile, low_parts, slopes, n_classes, plan.softcap, plan.logit_scale)
     if plan.mask != 0:
@@ -191,8 +205,7 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
     power = nearest_power(arithmetic, m)
     store_wide(arithmetic, table + POWER, widen(power))
 
-    spread = plan.kind == PROBABILITY_TARGETS or (plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0)
-    if spread:
+    if spread_wanted(plan):
         for row in range(count):
             unit = plan.label_smoothing / max(classes_left(plan, outer, inner + row), 1)
             place = mass + size * row
@@ -212,7 +225,8 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
         store_wide(arithmetic, table + SPREAD_MASS, q_sum)
         store_wide(arithmetic, table + SPREAD_DISTANCE, distance)
 
-    leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
+    if plan.operation != SOFTMAX:
+        leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
     magic, lowest = exp_reference(arithmetic, power)
     keep_logits = plan.operation == LOG_SOFTMAX
     # the next tile, where rows follow each other
@@ -221,22 +235,30 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
     rest, rest_low = exp_and_sum(arithmetic, tile, low_parts, exponentials, n_classes, magic, lowest, ahead)
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)
-    finish_rows(storage, plan, table)
-    if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-        store_row_values(storage, plan, table, outer, inner, count)
-    if plan.out == 0:
-        return
 
+
+@routine
+def finish_tile(storage, plan, table, outer, inner, count):
+    """From the exponentials and the factors of each row to the results."""
+    arithmetic = arithmetic_of(storage)
+    n_classes = plan.n_classes
+    tile = table + TABLE_BYTES
+    area = VECTOR_BYTES * n_classes
+    mass, slopes = tile + area, tile + 3 * area
+    out = plan.out + outer * plan.out_outer + inner * plan.out_inner
+    softmax_out = plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner
     results = result_of(storage)
     if plan.operation == SOFTMAX:
         inverse, inverse_low = two_parts(arithmetic, table, INVERSE, INVERSE_LOW)
         scale_block(arithmetic, tile, tile, n_classes, inverse, inverse_low)
     elif plan.operation == LOG_SOFTMAX:
-        put_back(arithmetic, table, tile, APART, count)
+        put_back(arithmetic, table, tile, table + APART, n_classes, count)
         log_sum = narrow(arithmetic, load_wide(arithmetic, table + LOG_SUM))
+        m = narrow(arithmetic, load_wide(arithmetic, table + REFERENCE))
         shift_logarithms(arithmetic, tile, n_classes, m, log_sum)
     else:
-        put_back(arithmetic, table, tile, APART_EXP, count)
+        if plan.softmax != 0 or plan.kind != INDEX_TARGETS:
+            put_back(arithmetic, table, tile, table + APART_EXP, n_classes, count)
         if plan.softmax != 0:
             inverse, inverse_low = two_parts(arithmetic, table, INVERSE, INVERSE_LOW)
             probabilities = slopes + area
@@ -251,13 +273,17 @@ def panel_tile(storage, target_storage, plan, scratch, outer, inner, count):
                 count,
             )
         scale, scale_low = two_parts(arithmetic, table, SCALE, SCALE_LOW)
-        scale_block(arithmetic, tile, tile, n_classes, scale, scale_low)
-        if spread:
+        if n_classes <= COMPARED_CLASSES and not spread_wanted(plan):
+            index, at_target = two_parts(arithmetic, table, CLASS, TARGET_GRADIENT)
+            scale_and_place(arithmetic, tile, n_classes, scale, scale_low, index, at_target)
+        else:
+            scale_block(arithmetic, tile, tile, n_classes, scale, scale_low)
+        if spread_wanted(plan):
             factor = narrow(arithmetic, load_wide(arithmetic, table + SPREAD_SCALE))
             subtract_mass(arithmetic, tile, mass, n_classes, factor)
-        if plan.kind == INDEX_TARGETS:
-            put_back(arithmetic, table, tile, TARGET_GRADIENT, count)
-        if transformed:
+        if plan.kind == INDEX_TARGETS and (n_classes > COMPARED_CLASSES or spread_wanted(plan)):
+            put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
+        if changed(plan):
             multiply(arithmetic, tile, slopes, n_classes)
     store_tile(results, tile, out, plan.out_inner, plan.out_class, n_classes, count)
 
@@ -267,45 +293,69 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
     """Take one class of each row out of its sum: the target, or the largest where there is no target."""
     size = itemsize(storage)
     n_classes = plan.n_classes
+    if plan.kind != INDEX_TARGETS:
+        find_largest(storage, table, tile, n_classes)
+    if n_classes <= COMPARED_CLASSES and low_parts == 0 and plan.label_smoothing == 0.0:
+        index = narrow(storage, load_wide(storage, table + CLASS))
+        minus_infinity = splat_like(index, -np.inf)
+        apart = minus_infinity
+        for c in range(n_classes):
+            place = tile + VECTOR_BYTES * c
+            x = load(storage, place)
+            here = index == c
+            apart = select(here, x, apart)
+            store(storage, place, select(here, minus_infinity, x))
+        store_wide(storage, table + APART, widen(apart))
+        return
     for row in range(count):
         apart = -np.inf
-        if plan.operation != SOFTMAX:
-            column = tile + size * row
-            if plan.kind != INDEX_TARGETS:
-                store_int64(
-                    table + CLASS + 8 * row,
-                    first_equal(storage, column, n_classes, load_double(table + REFERENCE + 8 * row)),
-                )
-            chosen = load_int64(table + CLASS + 8 * row)
-            if chosen >= 0:
-                apart = load_one(storage, column + VECTOR_BYTES * chosen)
-                store_one(storage, column + VECTOR_BYTES * chosen, -np.inf)
-                if low_parts != 0:
-                    apart += load_one(storage, low_parts + VECTOR_BYTES * chosen + size * row)
-                if plan.label_smoothing != 0.0:
-                    at_target = load_one(storage, mass + VECTOR_BYTES * chosen + size * row)
-                    store_double(table + SPREAD_AT_TARGET + 8 * row, at_target)
+        chosen = int(load_double(table + CLASS + 8 * row))
+        if chosen >= 0:
+            place = tile + VECTOR_BYTES * chosen + size * row
+            apart = load_one(storage, place)
+            store_one(storage, place, -np.inf)
+            if low_parts != 0:
+                apart += load_one(storage, low_parts - tile + place)
+            if plan.label_smoothing != 0.0:
+                store_double(table + SPREAD_AT_TARGET + 8 * row, load_one(storage, mass - tile + place))
         store_double(table + APART + 8 * row, apart)
 
 
 @routine
-def first_equal(storage, column, n_classes, value):
-    """The first class of a lane whose logit is `value`, -1 where there is none."""
-    for c in range(n_classes):
-        if load_one(storage, column + VECTOR_BYTES * c) == value:
-            return c
-    return -1
+def find_largest(storage, table, tile, n_classes):
+    """The first class of each row whose logit is the reference, into the table; -1 where there is none."""
+    reference = narrow(storage, load_wide(storage, table + REFERENCE))
+    index = splat_like(reference, -1.0)
+    for i in range(n_classes):
+        c = n_classes - 1 - i
+        x = load(storage, tile + VECTOR_BYTES * c)
+        index = select(x == reference, splat_like(index, c), index)
+    store_wide(storage, table + CLASS, widen(index))
 
 
 @routine
-def put_back(storage, table, tile, name, count):
-    """Put a row's number of the table at the class that was left out."""
+def scale_and_place(storage, tile, n_classes, scale, scale_low, index, at_target):
+    """`scale_block`, and the gradient at the class that was left out."""
+    for c in range(n_classes):
+        place = tile + VECTOR_BYTES * c
+        e = load(storage, place)
+        store(storage, place, select(index == c, at_target, fma(e, scale, e * scale_low)))
+
+
+@routine
+def put_back(storage, table, tile, value, n_classes, count):
+    """Put a row's number (the line `value` of the table) at the class that was left out."""
+    if n_classes <= COMPARED_CLASSES:
+        index = narrow(storage, load_wide(storage, table + CLASS))
+        number = narrow(storage, load_wide(storage, value))
+        for c in range(n_classes):
+            place = tile + VECTOR_BYTES * c
+            store(storage, place, select(index == c, number, load(storage, place)))
+        return
     for row in range(count):
-        chosen = load_int64(table + CLASS + 8 * row)
+        chosen = int(load_double(table + CLASS + 8 * row))
         if chosen >= 0:
-            store_one(
-                storage, tile + VECTOR_BYTES * chosen + itemsize(storage) * row, load_double(table + name + 8 * row)
-            )
+            store_one(storage, tile + VECTOR_BYTES * chosen + itemsize(storage) * row, load_double(value + 8 * row))
 
 
 @inlined
@@ -315,19 +365,44 @@ def two_parts(storage, table, high, low):
 
 @block_kernel
 def panel_walk(storage, target_storage, plan_address, scratch, first, last):
-    """Blocks `first` to `last` of tiles; `scratch` is this thread's."""
+    """Blocks `first` to `last` of steps of a few tiles; `scratch` is this thread's.
+
+    The tiles of a step go through each stage together: the stages of one tile are chains of operations that wait for each
+    other, those of several fill the gaps (C = 10: 1.63 to 1.2 ns an element for loss and gradient).
+    """
     plan = load_plan(plan_address)
     arithmetic = arithmetic_of(storage)
     rows = lanes(storage)
-    tiles_per_outer = (plan.n_inner + rows - 1) // rows
-    n_tiles = plan.n_outer * tiles_per_outer
+    step_rows = plan.tile_rows
+    steps_per_outer = (plan.n_inner + step_rows - 1) // step_rows
+    n_steps = plan.n_outer * steps_per_outer
+    tile_bytes = plan.tile_bytes
     for block in range(first, last):
-        start_block(arithmetic, scratch)
-        first_tile = block * plan.tiles_per_block
-        for tile in range(first_tile, min(first_tile + plan.tiles_per_block, n_tiles)):
-            outer = tile // tiles_per_outer
-            inner = (tile - outer * tiles_per_outer) * rows
-            panel_tile(storage, target_storage, plan, scratch, outer, inner, min(rows, plan.n_inner - inner))
+        for table in range(scratch, scratch + tile_bytes * (step_rows // rows), tile_bytes):
+            start_block(arithmetic, table)
+        first_step = block * plan.tiles_per_block
+        for step in range(first_step, min(first_step + plan.tiles_per_block, n_steps)):
+            outer = step // steps_per_outer
+            inner = (step - outer * steps_per_outer) * step_rows
+            end = min(inner + step_rows, plan.n_inner)
+            table = scratch
+            for row in range(inner, end, rows):
+                sum_up_tile(storage, target_storage, plan, table, outer, row, min(rows, end - row))
+                table += tile_bytes
+            table = scratch
+            for row in range(inner, end, rows):
+                finish_rows(storage, plan, table)
+                table += tile_bytes
+            if plan.operation == LOGSUMEXP or plan.operation == LOSS:
+                table = scratch
+                for row in range(inner, end, rows):
+                    store_row_values(storage, plan, table, scratch, outer, row, min(rows, end - row))
+                    table += tile_bytes
+            if plan.out != 0:
+                table = scratch
+                for row in range(inner, end, rows):
+                    finish_tile(storage, plan, table, outer, row, min(rows, end - row))
+                    table += tile_bytes
         if plan.partials != 0:
             store_partial(arithmetic, plan, scratch, block)
     return 0

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from numba import types
 
+from fastswl.compilation import inlined
 from fastswl.simd import Words, words_at
 
 #: operations
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     n_inner: int
     n_classes: int
     tile_rows: int  # rows that a step of the walk takes together
+    tile_bytes: int  # of scratch memory a tile
     tiles_per_block: int
     kind: int  # of targets
     targets: int
@@ -87,3 +89,15 @@ load_plan = words_at(_WORDS)
 LOGITS_WORD, TARGETS_WORD, OUT_WORD, ROW_FACTOR_WORD = (
     8 * Plan._fields.index(name) for name in ("logits", "targets", "out", "row_factor")
 )
+
+
+@inlined
+def spread_wanted(plan):
+    """Whether every class may have target mass, not the row's own alone."""
+    return plan.kind == PROBABILITY_TARGETS or (plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0)
+
+
+@inlined
+def changed(plan):
+    """Whether the logits go through a change of variable."""
+    return plan.softcap != 0.0 or plan.logit_scale != 1.0

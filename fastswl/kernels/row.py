@@ -12,7 +12,6 @@ from fastswl.compilation import block_kernel, inlined, routine
 from fastswl.kernels.block import (
     block_maximum,
     cap_and_scale,
-    exp_above,
     exp_and_sum,
     mass_and_distance,
     multiply,
@@ -27,9 +26,10 @@ from fastswl.kernels.plan import (
     LOG_SOFTMAX,
     LOGSUMEXP,
     LOSS,
-    PROBABILITY_TARGETS,
     SOFTMAX,
+    changed,
     load_plan,
+    spread_wanted,
 )
 from fastswl.kernels.rows import (
     AGAIN,
@@ -71,20 +71,18 @@ from fastswl.simd import (
     lanes,
     load,
     load_double,
-    load_int64,
     load_one,
     result_of,
     select,
     splat_like,
     store,
     store_double,
-    store_int64,
     store_one,
     store_streaming,
     widen,
     word,
 )
-from fastswl.vectormath import exp_reference, max_lanes, nearest_power, total_of_lanes
+from fastswl.vectormath import exp_above, exp_reference, max_lanes, nearest_power, total_of_lanes
 
 #: a logit's distance from 0 from which on the row's maximum is subtracted first
 FAR_32, FAR_64 = 1024.0, 4096.0
@@ -196,7 +194,7 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
     place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
     tops = load_part(storage, logits, place, plan.logits_class, n)
     low_parts = 0
-    if plan.softcap != 0.0 or plan.logit_scale != 1.0:
+    if changed(plan):
         low_parts = low_area
         cap_and_scale(arithmetic, logits, low_parts, slopes, n_vectors, plan.softcap, plan.logit_scale)
         # what fills up the last vector stays out
@@ -237,7 +235,7 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
 
     chosen = -1
     if plan.kind == INDEX_TARGETS:
-        chosen = load_int64(table + CLASS + 8 * row) - first_class
+        chosen = int(load_double(table + CLASS + 8 * row)) - first_class
         if chosen >= n:
             chosen = -1
     elif plan.operation != SOFTMAX:
@@ -284,11 +282,6 @@ def narrow_splat(storage, somewhere, value):
 def sum_one(storage, total):
     high, low = total_of_lanes(storage, total, splat_like(total, 0.0))
     return high + low
-
-
-@inlined
-def spread_wanted(plan):
-    return plan.kind == PROBABILITY_TARGETS or (plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0)
 
 
 @routine
@@ -363,7 +356,7 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
     store_double(table + SPREAD_MASS + 8 * row, mass)
     store_double(table + SPREAD_DISTANCE + 8 * row, distance)
     if plan.kind != INDEX_TARGETS:
-        store_int64(table + CLASS + 8 * row, chosen)
+        store_double(table + CLASS + 8 * row, chosen)
     return False
 
 
@@ -423,10 +416,10 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
     scale_low = splat_like(like, load_double(table + SCALE_LOW + 8 * row) * factor)
     chosen = -1
     if plan.kind == INDEX_TARGETS:
-        chosen = load_int64(table + CLASS + 8 * row) - first_class
+        chosen = int(load_double(table + CLASS + 8 * row)) - first_class
         if chosen >= n:
             chosen = -1
-    plain = not spread_wanted(plan) and plan.softcap == 0.0 and plan.logit_scale == 1.0
+    plain = not spread_wanted(plan) and not changed(plan)
     if plain and plan.out_class == itemsize(results) and n >= lanes(storage):
         scale_out(results, logits, out, n, scale, scale_low, plan.streaming)
         if chosen >= 0:
@@ -439,7 +432,7 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
         )
     if chosen >= 0:
         store_one(arithmetic, logits + size * chosen, load_double(table + TARGET_GRADIENT + 8 * row))
-    if plan.softcap != 0.0 or plan.logit_scale != 1.0:
+    if changed(plan):
         multiply(arithmetic, logits, slopes, n_vectors)
     store_part(results, logits, out, plan.out_class, n)
 
@@ -499,7 +492,7 @@ def row_tile(storage, target_storage, plan, scratch, outer, inner, count):
             again = merge_parts(arithmetic, plan, table, row, row_parts, n_parts)
     finish_rows(storage, plan, table)
     if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-        store_row_values(storage, plan, table, outer, inner, count)
+        store_row_values(storage, plan, table, table, outer, inner, count)
     if plan.out == 0:
         return
     for row in range(count):
@@ -545,7 +538,7 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
         if not again:
             finish_rows(storage, plan, table)
             if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                store_row_values(storage, plan, table, outer, inner, word(1))
+                store_row_values(storage, plan, table, table, outer, inner, word(1))
             if plan.partials != 0:
                 store_partial(arithmetic, plan, table, row)
         return

@@ -6,10 +6,11 @@ What is known of a tile's rows lies in a small table in the scratch memory: one 
 import numpy as np
 
 from fastswl.compilation import inlined, routine
-from fastswl.kernels.plan import INDEX_TARGETS, LOGSUMEXP, LOSS, NO_TARGETS, SOFTMAX
-from fastswl.kernels.targets import load_index
+from fastswl.kernels.plan import INDEX_TARGETS, LOGSUMEXP, LOSS, NO_TARGETS, SOFTMAX, spread_wanted
+from fastswl.kernels.targets import index_bytes, load_index, load_indices
 from fastswl.simd import (
     FLOAT64,
+    any_lane,
     arithmetic_of,
     fma,
     lanes,
@@ -20,15 +21,17 @@ from fastswl.simd import (
     select,
     splat_like,
     store_double,
-    store_int64,
     store_one,
     store_wide,
     wide_zero,
     widen,
 )
 from fastswl.vectormath import (
+    BIAS_64,
+    LN2,
     bias,
-    exp,
+    exp_above,
+    exp_reference,
     log_quotient,
     reduce_argument,
     split_exponent,
@@ -39,7 +42,7 @@ from fastswl.vectormath import (
 LINE = 128  # bytes: 16 lanes of 8 bytes
 #: where each line stands
 (
-    CLASS,  # int64: index of the target, -1 for none
+    CLASS,  # index of the target, or of the class that is left out of the sum; -1 for none
     TARGET_MASS,  # q at the target without its share of smoothing: (1 - eps) w_y
     SPREAD_MASS,  # sum of q over all classes but for that: (eps/C) sum w, or sum of all q
     SPREAD_AT_TARGET,  # (eps/C) w_y
@@ -77,46 +80,38 @@ def start_block(storage, table):
     for offset in range(0, TABLE_BYTES, LINE):
         store_wide(storage, table + offset, zero)
     for row in range(lanes(storage)):
-        store_int64(table + CLASS + 8 * row, -1)
+        store_double(table + CLASS + 8 * row, -1)
 
 
 @inlined
-def describe_plain_rows(storage, plan, table, outer, inner, count):
-    """Rows with nothing but an index: the same numbers for all that count (7 ns a tile less than one by one)."""
-    one = splat_like(wide_zero(storage), 1.0)
-    store_wide(storage, table + TARGET_MASS, one * (1.0 - plan.label_smoothing))
-    store_wide(storage, table + ROW_WEIGHT, one)
-    store_wide(storage, table + ROW_FACTOR, one * plan.row_factor)
-    active = 0
-    place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
-    for row in range(count):
-        chosen = load_index(plan.index_code, place)
-        place += plan.targets_inner
-        if chosen == plan.ignore_index:
-            ignore_row(table, row)
-        else:
-            store_int64(table + CLASS + 8 * row, chosen)
-            active += 1
-    for row in range(count, lanes(storage)):
-        ignore_row(table, row)
-    return active
-
-
-@inlined
-def ignore_row(table, row):
-    store_int64(table + CLASS + 8 * row, -1)
-    store_double(table + TARGET_MASS + 8 * row, 0.0)
-    store_double(table + ROW_WEIGHT + 8 * row, 0.0)
-    store_double(table + ROW_FACTOR + 8 * row, 0.0)
+def describe_plain_rows(storage, plan, table, place):
+    """A whole tile of rows that have nothing but an index, and their indices side by side."""
+    index = load_indices(storage, plan.index_code, place)
+    ignored = index == float(plan.ignore_index)
+    zero = wide_zero(storage)
+    one = splat_like(zero, 1.0)
+    store_wide(storage, table + CLASS, select(ignored, -one, index))
+    store_wide(storage, table + TARGET_MASS, select(ignored, zero, one * (1.0 - plan.label_smoothing)))
+    store_wide(storage, table + ROW_WEIGHT, select(ignored, zero, one))
+    store_wide(storage, table + ROW_FACTOR, select(ignored, zero, one * plan.row_factor))
+    return lanes(storage) - int(any_lane(ignored))
 
 
 @routine
 def describe_rows(storage, plan, table, outer, inner, count):
-    """Fill in what is known of `count` rows before their logits are read; how many of them count."""
+    """Fill in what is known of `count` rows before their logits are read; fewer than `count` if any is ignored."""
     if plan.kind == NO_TARGETS:
         return count
-    if plan.kind == INDEX_TARGETS and plan.weight == 0 and plan.sample_weight == 0 and plan.upstream == 0:
-        return describe_plain_rows(storage, plan, table, outer, inner, count)
+    if (
+        plan.kind == INDEX_TARGETS
+        and plan.weight == 0
+        and plan.sample_weight == 0
+        and plan.upstream == 0
+        and count == lanes(storage)
+        and plan.targets_inner == index_bytes(plan.index_code)
+    ):
+        place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
+        return describe_plain_rows(storage, plan, table, place)
     active = 0
     smoothing = plan.label_smoothing
     for row in range(lanes(storage)):
@@ -144,7 +139,7 @@ def describe_rows(storage, plan, table, outer, inner, count):
                     factor = factor * load_double(place)
             else:
                 chosen, target_mass = -1, 0.0
-        store_int64(table + CLASS + 8 * row, chosen)
+        store_double(table + CLASS + 8 * row, chosen)
         store_double(table + TARGET_MASS + 8 * row, target_mass)
         store_double(table + ROW_WEIGHT + 8 * row, weight)
         store_double(table + ROW_FACTOR + 8 * row, factor)
@@ -189,7 +184,8 @@ def finish_rows(storage, plan, table):
     power = load_wide(storage, table + POWER)
     apart = load_wide(storage, table + APART)
     unit = 2.0 ** bias(storage)
-    e = exp(FLOAT64, reduce_argument(FLOAT64, apart, power)) * unit
+    magic, lowest = exp_reference(FLOAT64, power)
+    e = exp_above(FLOAT64, apart, wide_zero(storage), magic, lowest) * (unit * 2.0**-BIAS_64)
     store_wide(storage, table + APART_EXP, e)
     total, total_low = two_sum(d, e)
     total_low = total_low + d_low
@@ -197,42 +193,41 @@ def finish_rows(storage, plan, table):
     near = d <= e
     k, fraction = split_exponent(total * (1.0 / unit))
     core = log_quotient(select(near, d, fraction - 1.0), select(near, total + e, fraction + 1.0))
-    r = reduce_argument(FLOAT64, m, power)
-    far = fma(k, 0.6931471805599453, core - r)
+    far = fma(k, LN2, core - reduce_argument(FLOAT64, m, power))
     below_top = m - apart
     log_ratio = select(near, core, far + below_top)  # lse - x at the class left out
-    log_sum = select(near, core - below_top, far)  # lse - m
-    # no finite maximum: NaN for the row of nothing but -inf (logsumexp: -inf), and for a row with NaN
     nothing = total == 0.0
-    log_sum = select(nothing, splat_like(log_sum, np.nan), log_sum)
+    zero = wide_zero(storage)
+    nan = splat_like(zero, np.nan)
     if plan.operation != LOSS:
-        # inf - inf is the NaN at +inf, finite - inf the -inf beside it
-        log_sum = select(top == np.inf, top, log_sum)
-        if plan.operation == LOGSUMEXP:
-            log_sum = select(nothing, splat_like(log_sum, 0.0), log_sum)
+        # inf - inf is the NaN at +inf, finite - inf the -inf beside it; a row of nothing but -inf has an lse of -inf
+        log_sum = select(top == np.inf, top, select(near, core - below_top, far))
+        log_sum = select(nothing, zero if plan.operation == LOGSUMEXP else nan, log_sum)
         store_wide(storage, table + LOG_SUM, log_sum)
         store_wide(storage, table + LOSS_VALUE, top + log_sum)
         return
 
     target_mass = load_wide(storage, table + TARGET_MASS)
-    spread_mass = load_wide(storage, table + SPREAD_MASS)
     row_weight = load_wide(storage, table + ROW_WEIGHT)
     factor = load_wide(storage, table + ROW_FACTOR)
-    zero = wide_zero(storage)
     loss = select(target_mass == 0.0, zero, target_mass * log_ratio)
-    loss = loss + select(spread_mass == 0.0, zero, spread_mass * log_sum)
-    loss = loss + load_wide(storage, table + SPREAD_DISTANCE)
-    loss = select(total == total, loss, total)
-    loss = select(nothing, splat_like(loss, np.nan), loss)
-    z_slope = zero
-    if plan.z_loss != 0.0:
+    mass, elsewhere, at_target = target_mass, zero, zero
+    if spread_wanted(plan) or plan.z_loss != 0.0:
+        # the mass that is not the target's own, and what the z-loss adds to it
+        log_sum = select(near, core - below_top, far)
+        elsewhere = load_wide(storage, table + SPREAD_MASS)
+        loss = loss + select(elsewhere == 0.0, zero, elsewhere * log_sum)
+        loss = loss + load_wide(storage, table + SPREAD_DISTANCE)
         lse = top + log_sum
-        loss = loss + plan.z_loss * lse * lse
-        z_slope = 2.0 * plan.z_loss * lse
+        if plan.z_loss != 0.0:
+            loss = loss + plan.z_loss * lse * lse
+            elsewhere = elsewhere + 2.0 * plan.z_loss * lse
+        mass = mass + elsewhere
+        at_target = load_wide(storage, table + SPREAD_AT_TARGET)
+        loss = select(total == total, loss, total)
     ignored = row_weight == 0.0
-    loss = select(ignored, zero, loss * row_weight)
+    loss = select(ignored, zero, select(nothing, nan, loss) * row_weight)
     store_wide(storage, table + LOSS_VALUE, loss)
-
     if plan.out == 0:
         return
 
@@ -242,27 +237,25 @@ def finish_rows(storage, plan, table):
         store_wide(storage, table + INVERSE_LOW, select(ignored, zero, load_wide(storage, table + INVERSE_LOW)))
     still = ignored | nothing
     factor = select(still, zero, factor)
-    mass = target_mass + spread_mass + z_slope
     scale, scale_low = times_inverse(storage, mass * factor, inverse, inverse_low)
     store_wide(storage, table + SCALE, select(still, zero, scale))
     store_wide(storage, table + SCALE_LOW, select(still, zero, scale_low))
     store_wide(storage, table + SPREAD_SCALE, factor)
-    at_target = ((spread_mass + z_slope) * e - target_mass * d) * inverse
-    at_target = at_target - load_wide(storage, table + SPREAD_AT_TARGET)
-    dead = still | (apart == -np.inf)
-    store_wide(storage, table + TARGET_GRADIENT, select(dead, zero, at_target * factor))
+    at_target = (elsewhere * e - target_mass * d) * inverse - at_target
+    store_wide(storage, table + TARGET_GRADIENT, select(still | (apart == -np.inf), zero, at_target * factor))
 
 
 @routine
-def store_row_values(storage, plan, table, outer, inner, count):
-    """Round the row values of a tile to the results' type, store them where they are wanted, add losses to the sum."""
+def store_row_values(storage, plan, table, sums, outer, inner, count):
+    """Round the row values of a tile to the results' type, store them where they are wanted, add losses to the sum
+    in the table `sums`."""
     arithmetic = arithmetic_of(storage)
     if plan.operation == LOSS:
         # the mean and the sum are those of the losses that reduction="none" returns
         rounded = widen(narrow(storage, load_wide(storage, table + LOSS_VALUE)))
-        high, error = two_sum(load_wide(storage, table + SUM), rounded)
-        store_wide(storage, table + SUM, high)
-        store_wide(storage, table + SUM_LOW, load_wide(storage, table + SUM_LOW) + error)
+        high, error = two_sum(load_wide(storage, sums + SUM), rounded)
+        store_wide(storage, sums + SUM, high)
+        store_wide(storage, sums + SUM_LOW, load_wide(storage, sums + SUM_LOW) + error)
     if plan.row_values != 0:
         for row in range(count):
             place = plan.row_values + outer * plan.row_values_outer + (inner + row) * plan.row_values_inner
