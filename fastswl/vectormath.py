@@ -158,9 +158,25 @@ def nearest_whole(storage, x):
 
 
 @inlined
-def log_quotient(difference, total):
-    """log(a / b) of float64 vectors, given a - b and a + b, for a / b from 0.7 to 2."""
-    s = difference / total
+def exp_in_two(x, magic, lowest):
+    """As `exp_above` of float64 vectors, as a sum of two: within 2**-56."""
+    x = select(x < lowest, lowest, x)
+    shifted = fma(x, LOG2_E, magic)
+    n = shifted - magic
+    near = fma(n, -_LN2_FMA_64[0], x)
+    r = fma(n, -_LN2_FMA_64[1], near)
+    r_low = fma(n, -_LN2_FMA_64[1], near - r)
+    # 1 + r + (r_low + r**2 tail): the sum of the first two is exact with its rest
+    first = 1.0 + r
+    rest = (r - (first - 1.0)) + fma(r * r, polynomial(r, _EXP_64[:-2]), r_low)
+    high = first + rest
+    power_of_two = as_floats(as_bits(shifted) << 52)
+    return high * power_of_two, (rest - (high - first)) * power_of_two
+
+
+@inlined
+def log_of_quotient(s):
+    """2 atanh(s) of float64 vectors: log(a / b) for s = (a - b) / (a + b), a / b from 0.7 to 2."""
     z = s * s
     return fma(s * z, polynomial(z, _ATANH_64), s + s)
 
@@ -179,7 +195,7 @@ def split_exponent(a):
 def log(a):
     """log(a) of positive normal float64 vectors (0 gives -inf; NaN and inf stay)."""
     k, fraction = split_exponent(a)
-    small = fma(k, _LN2_FMA_64[1], log_quotient(fraction - 1.0, fraction + 1.0))
+    small = fma(k, _LN2_FMA_64[1], log_of_quotient((fraction - 1.0) / (fraction + 1.0)))
     result = fma(k, LN2, small)
     result = select(a == 0.0, splat_like(k, -np.inf), result)
     return select(a < np.inf, result, a)

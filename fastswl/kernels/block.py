@@ -15,7 +15,7 @@ from fastswl.vectormath import (
 )
 
 #: vectors whose sum is formed in the arithmetic type before it goes to the float64 sum
-GROUP = 4
+GROUP = 2
 
 
 @routine
