@@ -316,7 +316,11 @@ def _prepare(key: tuple, entry, storages: tuple, fields: dict, n_areas: int, ext
     memory = np.zeros(4096 + walk.scratch_bytes + 64, np.uint8)
     words = (memory.ctypes.data + 63) // 64 * 64
     plan = _EMPTY_PLAN._replace(**fields)._replace(
-        tile_rows=walk.tile_rows, tile_bytes=walk.tile_bytes, tiles_per_block=tiles, phase=WHOLE_ROWS, partials=words + PLAN_LAYOUT.size // 64 * 64 + 64
+        tile_rows=walk.tile_rows,
+        tile_bytes=walk.tile_bytes,
+        tiles_per_block=tiles,
+        phase=WHOLE_ROWS,
+        partials=words + PLAN_LAYOUT.size // 64 * 64 + 64,
     )
     ctypes.memmove(words, PLAN_LAYOUT.pack(*plan), PLAN_LAYOUT.size)
     address, _ = _compiled_kernel(walk.name, *storages)
@@ -378,7 +382,7 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
         "kind": PROBABILITY_TARGETS if plan.probabilities else INDEX_TARGETS,
         "index_code": 0 if plan.probabilities else INDEX_CODES[targets.dtype.name],
         "ignore_index": int(max(-(2**63), min(plan.ignore_index, 2**63 - 1))),
-        "weight": 0 if plan.weight is None else plan.weight.ctypes.data,
+        "weight_total": float(n_classes),
         "label_smoothing": float(plan.label_smoothing),
         "z_loss": float(plan.z_loss),
         "logit_scale": float(plan.logit_scale),
@@ -387,6 +391,14 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     }
     if not plan.probabilities and targets.dtype.name == "uint64" and plan.ignore_index < 0:
         common["ignore_index"] = -(2**63)
+    weight_vector = None
+    if plan.weight is not None:
+        layout = STORAGES[storage]
+        weight_vector = np.zeros(n_classes + layout.lanes, f"f{layout.arithmetic.bitwidth // 8}")
+        weight_vector[:n_classes] = plan.weight
+        common["weight"] = plan.weight.ctypes.data
+        common["weight_vector"] = weight_vector.ctypes.data
+        common["weight_total"] = math.fsum(plan.weight.tolist())
     divisor = _divisor(plan, arrays, common)
     factor = 1.0
     if plan.reduction == "mean":

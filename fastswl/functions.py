@@ -165,6 +165,7 @@ def cross_entropy(
         and weight is sample_weight is normalizer is softcap is class_mask is out is None
         and ignore_index is DEFAULT_IGNORE_INDEX
         and label_smoothing is DEFAULT_LABEL_SMOOTHING
+        and empty is DEFAULT_EMPTY
         and z_loss is DEFAULT_Z_LOSS
         and logit_scale is DEFAULT_LOGIT_SCALE
         and type(logits) is type(targets) is np.ndarray
@@ -289,6 +290,7 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
         and weight is sample_weight is normalizer is softcap is class_mask is out is None
         and ignore_index is DEFAULT_IGNORE_INDEX
         and label_smoothing is DEFAULT_LABEL_SMOOTHING
+        and empty is DEFAULT_EMPTY
         and z_loss is DEFAULT_Z_LOSS
         and logit_scale is DEFAULT_LOGIT_SCALE
         and upstream is DEFAULT_UPSTREAM

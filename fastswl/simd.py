@@ -143,6 +143,13 @@ def arithmetic_of(typingctx, storage):
 
 
 @intrinsic
+def same_arithmetic(typingctx, storage, other):
+    """Whether two storages are worked on in the same type (a constant of the compilation)."""
+    same = int(storage.storage.arithmetic == other.storage.arithmetic)
+    return types.boolean(storage, other), lambda context, builder, sig, args: ir.Constant(_I1, same)
+
+
+@intrinsic
 def result_of(typingctx, storage):
     """The storage of results: that of the input where it holds fractions, else float64."""
     integral = storage.storage.name.startswith(("int", "uint", "bool"))

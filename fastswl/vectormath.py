@@ -20,6 +20,7 @@ from fastswl.simd import (
     fma,
     has_fma,
     lane,
+    lanes,
     narrow,
     polynomial,
     select,
@@ -158,14 +159,14 @@ def nearest_whole(storage, x):
 
 
 @inlined
-def exp_in_two(x, magic, lowest):
+def exp_in_two(x, x_low, magic, lowest):
     """As `exp_above` of float64 vectors, as a sum of two: within 2**-56."""
     x = select(x < lowest, lowest, x)
     shifted = fma(x, LOG2_E, magic)
     n = shifted - magic
     near = fma(n, -_LN2_FMA_64[0], x)
     r = fma(n, -_LN2_FMA_64[1], near)
-    r_low = fma(n, -_LN2_FMA_64[1], near - r)
+    r_low = fma(n, -_LN2_FMA_64[1], near - r) + x_low
     # 1 + r + (r_low + r**2 tail): the sum of the first two is exact with its rest
     first = 1.0 + r
     rest = (r - (first - 1.0)) + fma(r * r, polynomial(r, _EXP_64[:-2]), r_low)
@@ -283,6 +284,15 @@ def _max_lanes(storage, a):
             return max_step(max_step(max_step(a, 4), 2), 1)
 
     return largest
+
+
+@routine
+def plain_total_of_lanes(storage, a):
+    """The sum over the lanes without compensation, for what is not finite."""
+    total = 0.0
+    for i in range(lanes(storage)):
+        total += lane(a, i)
+    return total
 
 
 @routine

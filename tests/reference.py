@@ -118,7 +118,8 @@ def reference_log_softmax(x, axis=-1) -> np.ndarray:
         return x
     flat, restore, _, _ = _as_rows(x, axis)
     rows = analyse(flat)
-    log_p = rows.below + (rows.below_error - _log_sum(rows)[:, None])
+    with np.errstate(all="ignore"):
+        log_p = rows.below + (rows.below_error - _log_sum(rows)[:, None])
     infinite = np.isposinf(rows.largest)[:, None] & ~np.isposinf(flat)
     special = np.where(infinite, -np.inf, np.nan)
     return restore(np.where(rows.ordinary[:, None], log_p, special))
@@ -169,6 +170,8 @@ def reference_logsumexp(x, axis=-1, *, b=None, keepdims=False, return_sign=False
 def logsumexp_terms(x, axis=-1) -> np.ndarray:
     """The larger of |m| and |log S|: what the error of a logsumexp near zero is measured by."""
     flat, _, kept_shape, _ = _as_rows(to_long(x), axis)
+    if flat.size == 0:
+        return np.zeros(kept_shape, LONG)
     rows = analyse(flat)
     return np.maximum(np.abs(rows.largest), np.abs(_log_sum(rows))).reshape(kept_shape)
 
@@ -249,13 +252,16 @@ def reference_cross_entropy(
     active = active & (samples != 0)  # a row of sample_weight 0 counts as ignored
     share = np.where(active, share * samples, 0)
     if x.size:
-        losses, loss_terms, grad, grad_terms = _loss_and_gradient(z, q, LONG(z_loss), slope)
+        one_target = by_index and label_smoothing == 0
+        losses, loss_terms, grad, grad_terms = _loss_and_gradient(
+            z, q, LONG(z_loss), slope, one_target
+        )
     else:
         losses, loss_terms, grad, grad_terms = np.zeros(n, LONG), np.zeros(n, LONG), x, x
-    grad = np.where(kept, grad, 0)
 
-    losses = np.where(active, samples * losses, 0)
-    loss_terms = np.where(active, samples * loss_terms, 0)
+    with np.errstate(all="ignore"):
+        losses = np.where(active, samples * losses, 0)
+        loss_terms = np.where(active, samples * loss_terms, 0)
     factor = np.where(active, arriving * samples, 0)
     if reduction == "mean":
         divisor = share.sum() if normalizer is None else LONG(normalizer)
@@ -264,13 +270,14 @@ def reference_cross_entropy(
                 raise ValueError("the mean of no samples")
             loss = LONG(0) if empty == "zero" else LONG(np.nan)
             factor = np.where(active, loss, 0)
+            active = active & (empty != "zero")  # no gradient at all, whatever the rows hold
         else:
             loss = losses.sum() / divisor
             factor = factor / divisor
     else:
         loss = losses.sum() if reduction == "sum" else losses.reshape(kept_shape)
     with np.errstate(all="ignore"):
-        grad = np.where(active[:, None], factor[:, None] * grad, 0)
+        grad = np.where(active[:, None] & kept, factor[:, None] * grad, 0)
         grad_terms = np.where(active[:, None], np.abs(factor[:, None]) * grad_terms, 0)
     return Reference(
         losses.reshape(kept_shape),
@@ -281,8 +288,12 @@ def reference_cross_entropy(
     )
 
 
-def _loss_and_gradient(z, q, z_loss, slope):
-    """Unweighted losses (n,), gradients (n, C) and the sizes of the terms of both."""
+def _loss_and_gradient(z, q, z_loss, slope, one_target):
+    """Unweighted losses (n,), gradients (n, C) and the sizes of the terms of both.
+
+    With one target class a row the gradient at it is minus the sum of the others; with more, it is
+    a true difference Q p - q, also where the probabilities happen to be one-hot.
+    """
     rows = analyse(z)
     log_s = _log_sum(rows)
     lse = rows.largest + log_s
@@ -300,7 +311,7 @@ def _loss_and_gradient(z, q, z_loss, slope):
         pushed, pulled = rows.e * (mass - q) / s, q * without / s
         p = rows.e / s
         grad = pushed - pulled + 2 * z_loss * lse[:, None] * p
-        difference = (q != 0) & (q != mass)
+        difference = (q != 0) & (not one_target)
         grad_terms = np.where(
             difference, np.maximum(np.abs(mass * p), np.abs(q)), np.abs(pushed - pulled)
         )

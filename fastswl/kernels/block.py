@@ -7,7 +7,19 @@ A block is a piece of one row (lanes are neighbouring classes; the last vector i
 import numpy as np
 
 from fastswl.compilation import inlined, routine
-from fastswl.simd import VECTOR_BYTES, fma, load, narrow, prefetch, select, splat_like, store, wide_zero, widen
+from fastswl.simd import (
+    VECTOR_BYTES,
+    absolute,
+    fma,
+    load,
+    narrow,
+    prefetch,
+    select,
+    splat_like,
+    store,
+    wide_zero,
+    widen,
+)
 from fastswl.vectormath import (
     accumulate,
     exp_above,
@@ -131,7 +143,13 @@ def mass_and_distance(storage, logits, low_parts, mass, n, reference):
             storage, distance, distance_low, select(q == 0.0, splat_like(q, 0.0), q * gap)
         )
         store(storage, q_place, select(x == -np.inf, splat_like(x, 0.0), stored))
-    return total + total_low, distance + distance_low
+    return settled(total, total_low), settled(distance, distance_low)
+
+
+@inlined
+def settled(high, low):
+    """The two parts of a compensated sum in one; an infinite sum leaves NaN as its rest."""
+    return select(absolute(high) < np.inf, high + low, high)
 
 
 @inlined

@@ -27,11 +27,13 @@ from fastswl.kernels.plan import (
     SOFTMAX,
     changed,
     load_plan,
+    spread_evenly,
     spread_wanted,
 )
 from fastswl.kernels.rows import (
     APART,
     APART_EXP,
+    APART_LOW,
     CLASS,
     INVERSE,
     INVERSE_LOW,
@@ -56,7 +58,18 @@ from fastswl.kernels.rows import (
     store_partial,
     store_row_values,
 )
-from fastswl.kernels.spread import classes_left, hide_masked_classes, spread_mass
+from fastswl.kernels.spread import (
+    clear_where_infinite,
+    even_distance_of_tile,
+    fill_masked_of_tile,
+    smooth_tile,
+    spread_mass,
+    spread_unit,
+    subtract_even_from_tile,
+    vectors_serve,
+    word_of_vector,
+    word_zero,
+)
 from fastswl.simd import (
     VECTOR_BYTES,
     absolute,
@@ -85,7 +98,6 @@ from fastswl.simd import (
     transpose_out,
     wide_zero,
     widen,
-    word,
 )
 from fastswl.vectormath import exp_reference, nearest_power
 
@@ -177,19 +189,7 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count):
         low_parts = low_area
         cap_and_scale(arithmetic, tile, low_parts, slopes, n_classes, plan.softcap, plan.logit_scale)
     if plan.mask != 0:
-        for row in range(count):
-            hide_masked_classes(
-                arithmetic,
-                plan,
-                tile + size * row,
-                low_parts,
-                slopes - tile,
-                word(VECTOR_BYTES),
-                outer,
-                inner + row,
-                word(0),
-                n_classes,
-            )
+        fill_masked_of_tile(arithmetic, plan, tile, -np.inf, outer, inner, count)
 
     top = block_maximum(arithmetic, tile, n_classes)
     if any_lane(top == np.inf):
@@ -205,22 +205,13 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count):
     power = nearest_power(arithmetic, m)
     store_wide(arithmetic, table + POWER, widen(power))
 
-    if spread_wanted(plan):
-        for row in range(count):
-            unit = plan.label_smoothing / max(classes_left(plan, outer, inner + row), 1)
-            place = mass + size * row
-            spread_mass(
-                arithmetic,
-                target_storage,
-                plan,
-                place,
-                word(VECTOR_BYTES),
-                outer,
-                inner + row,
-                word(0),
-                n_classes,
-                unit,
-            )
+    if spread_evenly(plan):
+        unit = plan.label_smoothing / n_classes
+        even = even_distance_of_tile(arithmetic, plan, tile, low_parts, widen(m))
+        store_wide(arithmetic, table + SPREAD_DISTANCE, even * unit)
+        store_wide(arithmetic, table + SPREAD_MASS, splat_like(even, unit * plan.weight_total))
+    elif spread_wanted(plan):
+        make_mass_of_tile(arithmetic, target_storage, plan, mass, outer, inner, count)
         q_sum, distance = mass_and_distance(arithmetic, tile, low_parts, mass, n_classes, widen(m))
         store_wide(arithmetic, table + SPREAD_MASS, q_sum)
         store_wide(arithmetic, table + SPREAD_DISTANCE, distance)
@@ -235,6 +226,23 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count):
     rest, rest_low = exp_and_sum(arithmetic, tile, low_parts, exponentials, n_classes, magic, lowest, ahead)
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)
+
+
+@routine
+def make_mass_of_tile(storage, target_storage, plan, mass, outer, inner, count):
+    """The target mass of every class of every row."""
+    place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
+    if vectors_serve(storage, target_storage, plan):
+        load_tile(target_storage, mass, place, plan.targets_inner, plan.targets_class, plan.n_classes, count)
+        smooth_tile(storage, plan, mass)
+        return
+    for row in range(count):
+        unit = spread_unit(plan, outer, inner + row)
+        row_mass = mass + itemsize(storage) * row
+        spread_mass(
+            storage, target_storage, plan, row_mass, word_of_vector(plan), outer, inner + row, word_zero(plan),
+            plan.n_classes, unit,
+        )  # fmt: skip
 
 
 @routine
@@ -278,14 +286,34 @@ def finish_tile(storage, plan, table, outer, inner, count):
             scale_and_place(arithmetic, tile, n_classes, scale, scale_low, index, at_target)
         else:
             scale_block(arithmetic, tile, tile, n_classes, scale, scale_low)
-        if spread_wanted(plan):
-            factor = narrow(arithmetic, load_wide(arithmetic, table + SPREAD_SCALE))
+        factor = narrow(arithmetic, load_wide(arithmetic, table + SPREAD_SCALE))
+        if spread_evenly(plan):
+            beta = load_wide(arithmetic, table + SPREAD_SCALE) * (plan.label_smoothing / n_classes)
+            subtract_even_from_tile(arithmetic, plan, tile, narrow(arithmetic, beta))
+            distance = load_wide(arithmetic, table + SPREAD_DISTANCE)
+            if any_lane(distance == np.inf):
+                clear_infinite_of_tile(storage, plan, table, tile, outer, inner, count)
+        elif spread_wanted(plan):
             subtract_mass(arithmetic, tile, mass, n_classes, factor)
         if plan.kind == INDEX_TARGETS and (n_classes > COMPARED_CLASSES or spread_wanted(plan)):
             put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
         if changed(plan):
             multiply(arithmetic, tile, slopes, n_classes)
+        if plan.mask != 0:
+            fill_masked_of_tile(arithmetic, plan, tile, 0.0, outer, inner, count)
     store_tile(results, tile, out, plan.out_inner, plan.out_class, n_classes, count)
+
+
+@routine
+def clear_infinite_of_tile(storage, plan, table, tile, outer, inner, count):
+    """`clear_where_infinite` of the rows of a tile that have mass at -inf."""
+    size = itemsize(arithmetic_of(storage))
+    for row in range(count):
+        if load_double(table + SPREAD_DISTANCE + 8 * row) == np.inf:
+            place = plan.logits + outer * plan.logits_outer + (inner + row) * plan.logits_inner
+            clear_where_infinite(
+                storage, tile + size * row, word_of_vector(plan), place, plan.logits_class, plan.n_classes
+            )
 
 
 @routine
@@ -309,14 +337,23 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
         return
     for row in range(count):
         apart = -np.inf
+        store_double(table + APART_LOW + 8 * row, 0.0)
         chosen = int(load_double(table + CLASS + 8 * row))
         if chosen >= 0:
             place = tile + VECTOR_BYTES * chosen + size * row
-            apart = load_one(storage, place)
+            apart = float(load_one(storage, place))
             store_one(storage, place, -np.inf)
-            if low_parts != 0:
-                apart += load_one(storage, low_parts - tile + place)
-            if plan.label_smoothing != 0.0:
+            if low_parts != 0 and apart != -np.inf:
+                low = load_one(storage, low_parts - tile + place)
+                whole = apart + low
+                store_double(table + APART_LOW + 8 * row, (apart - whole) + low)
+                apart = whole
+            if spread_evenly(plan):
+                class_weight = 1.0
+                if plan.weight != 0:
+                    class_weight = load_double(plan.weight + 8 * chosen)
+                store_double(table + SPREAD_AT_TARGET + 8 * row, plan.label_smoothing / n_classes * class_weight)
+            elif plan.label_smoothing != 0.0:
                 store_double(table + SPREAD_AT_TARGET + 8 * row, load_one(storage, mass - tile + place))
         store_double(table + APART + 8 * row, apart)
 

@@ -48,6 +48,7 @@ class Plan(NamedTuple):
     index_code: int  # which integer type, see `targets.py`
     ignore_index: int
     weight: int  # float64, one a class
+    weight_vector: int  # the same in the arithmetic type, with a vector of zeros behind
     sample_weight: int  # float64
     sample_weight_outer: int
     sample_weight_inner: int
@@ -68,12 +69,13 @@ class Plan(NamedTuple):
     row_parts: int  # split walk: what is known of each part of each row
     row_factor: float  # of every row's gradient: upstream / divisor
     label_smoothing: float
+    weight_total: float  # of all classes
     z_loss: float
     logit_scale: float
     softcap: float  # 0 for none
 
 
-_FLOAT_FIELDS = {"row_factor", "label_smoothing", "z_loss", "logit_scale", "softcap"}
+_FLOAT_FIELDS = {"row_factor", "label_smoothing", "weight_total", "z_loss", "logit_scale", "softcap"}
 _WORDS = Words(
     "plan",
     {
@@ -95,6 +97,12 @@ LOGITS_WORD, TARGETS_WORD, OUT_WORD, ROW_FACTOR_WORD = (
 def spread_wanted(plan):
     """Whether every class may have target mass, not the row's own alone."""
     return plan.kind == PROBABILITY_TARGETS or (plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0)
+
+
+@inlined
+def spread_evenly(plan):
+    """Whether that mass is the same for every row: smoothing of class indices without a mask."""
+    return plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0 and plan.mask == 0
 
 
 @inlined

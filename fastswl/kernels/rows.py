@@ -68,10 +68,11 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     SUM_LOW,
     SHIFT,  # what was subtracted from the logits
     UNITS,  # label_smoothing / (classes left)
+    APART_LOW,  # what its float64 leaves of it after a change of variable
     APART_EXP,  # e of the class left out
     AGAIN,  # split walk: whether the row's sums have to be done (again)
-) = range(0, 27 * LINE, LINE)
-TABLE_BYTES = 27 * LINE
+) = range(0, 28 * LINE, LINE)
+TABLE_BYTES = 28 * LINE
 
 
 @routine
@@ -189,7 +190,8 @@ def finish_rows(storage, plan, table):
     apart = load_wide(storage, table + APART)
     unit = 2.0 ** bias(storage)
     magic, lowest = exp_reference(FLOAT64, power)
-    e, e_low = exp_in_two(apart, magic, lowest)
+    apart_low = load_wide(storage, table + APART_LOW)
+    e, e_low = exp_in_two(apart, apart_low, magic, lowest)
     e, e_low = e * (unit * 2.0**-BIAS_64), e_low * (unit * 2.0**-BIAS_64)
     store_wide(storage, table + APART_EXP, e)
     total, total_low = two_sum(d, e)
@@ -207,7 +209,7 @@ def finish_rows(storage, plan, table):
         remainder = fma(-quotient, sum_of_both, difference) + (d_low - quotient * behind)
         core = core + select(near, 2.0 * remainder / sum_of_both, splat_like(core, 0.0))
     far = fma(k, LN2, core - reduce_argument(FLOAT64, m, power))
-    below_top = m - apart
+    below_top = (m - apart) - apart_low
     log_ratio = select(near, core, far + below_top)  # lse - x at the class left out
     nothing = total == 0.0
     zero = wide_zero(storage)
@@ -237,7 +239,7 @@ def finish_rows(storage, plan, table):
             elsewhere = elsewhere + 2.0 * plan.z_loss * lse
         mass = mass + elsewhere
         at_target = load_wide(storage, table + SPREAD_AT_TARGET)
-        loss = select(total == total, loss, total)
+    loss = select(total == total, loss, total)
     ignored = row_weight == 0.0
     loss = select(ignored, zero, select(nothing, nan, loss) * row_weight)
     store_wide(storage, table + LOSS_VALUE, loss)
@@ -255,7 +257,11 @@ def finish_rows(storage, plan, table):
     store_wide(storage, table + SCALE_LOW, select(still, zero, scale_low))
     store_wide(storage, table + SPREAD_SCALE, factor)
     at_target = (elsewhere * e - target_mass * d) * inverse - at_target
-    store_wide(storage, table + TARGET_GRADIENT, select(still | (apart == -np.inf), zero, at_target * factor))
+    store_wide(
+        storage,
+        table + TARGET_GRADIENT,
+        select(still | ((apart == -np.inf) & (total == total)), zero, at_target * factor),
+    )
 
 
 @routine

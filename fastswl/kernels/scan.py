@@ -1,8 +1,8 @@
 """Reading index targets before anything is written: the first one out of range, and what the mean divides by."""
 
 from fastswl.compilation import block_kernel
+from fastswl.kernels.part import add_exactly
 from fastswl.kernels.plan import INDEX_TARGETS, load_plan
-from fastswl.kernels.row import add_exactly
 from fastswl.kernels.targets import load_index
 from fastswl.simd import load_double, store_double, store_int64
 

@@ -1,0 +1,63 @@
+"""Memory: the peak of a process, and what a call needs beyond the arrays of its caller."""
+
+from benchmarks.suite import ready
+
+#: (operation, shape, dtype) of the walks, and of what has no kernel of its own type
+CASES = ["panel", "strided", "row", "split", "float16", "probabilities"]
+CALLS = {
+    "panel": ("loss_and_grad", "GBM", {}),
+    "strided": ("loss_and_grad", "segmentation", {}),
+    "row": ("loss_and_grad", "1000 classes", {}),
+    "split": ("loss_and_grad", "four long rows", {}),
+    "float16": ("loss_and_grad", "GBM", {"dtype": "float16"}),
+    "probabilities": ("loss_and_grad", "GBM", {"soft": True}),
+}
+
+
+def peakmem_import():
+    import fastswl  # noqa: F401
+
+
+class Peak:
+    """Of the whole process, arrays and the compiler included."""
+
+    params = CASES
+    param_names = ("case",)
+
+    def setup(self, case):
+        operation, shape, how = CALLS[case]
+        self.call = ready(operation, shape, **how)
+
+    def peakmem_value_and_grad(self, case):
+        self.call()
+
+
+def _resident(field):
+    with open("/proc/self/status") as lines:
+        for line in lines:
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    raise NotImplementedError(field)
+
+
+class Beyond:
+    """The peak during a call, less what was there before it (all arrays, and code in use)."""
+
+    params = CASES
+    param_names = ("case",)
+
+    def setup(self, case):
+        operation, shape, how = CALLS[case]
+        self.call = ready(operation, shape, **how)
+
+    def track_megabytes_beyond_the_arrays(self, case):
+        try:
+            with open("/proc/self/clear_refs", "w") as peak:
+                peak.write("5")  # the peak starts anew
+            before = _resident("VmRSS")
+            self.call()
+            return max(0, _resident("VmHWM") - before) / 2**20
+        except OSError as error:
+            raise NotImplementedError("needs Linux's /proc") from error
+
+    track_megabytes_beyond_the_arrays.unit = "MB"

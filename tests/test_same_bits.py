@@ -1,0 +1,86 @@
+"""The same bits under every setting of the compiler, every target with FMA and any thread count.
+
+500 results, hashed by benchmarks/digest.py in a process of its own for each setting, with kernels
+compiled for that setting alone, against the digests that are pinned in the repository. On a CPU
+without a fused multiply-add the bits may differ (the bounds of the errors hold).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PINNED = json.loads((ROOT / "benchmarks" / "digests.json").read_text("utf-8"))
+
+# NUMBA_CPU_NAME alone leaves the features of the host: only with NUMBA_CPU_FEATURES is a machine
+# with AVX-512 held to AVX2.
+HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt"}
+SETTINGS = {
+    "native": {},
+    "haswell": {"NUMBA_CPU_NAME": "haswell"},
+    "haswell_avx2_only": HASWELL,
+    "skylake_avx512": {"NUMBA_CPU_NAME": "skylake-avx512"},
+    "opt_1": {"NUMBA_OPT": "1"},
+    "no_loop_vectorize": {"NUMBA_LOOP_VECTORIZE": "0"},
+}
+
+
+def host_features() -> set[str]:
+    from llvmlite import binding
+
+    return {name for name, present in binding.get_host_cpu_features().items() if present}
+
+
+def digests(setting: dict, cache: Path, threads: int = 1) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
+    environment = {**kept, **setting, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "benchmarks.digest", "--json", "--threads", str(threads)]
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def different(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    return [name for name in expected if found.get(name) != expected[name]]
+
+
+@pytest.fixture(scope="module")
+def native_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("native")
+
+
+@pytest.fixture(autouse=True)
+def needs_fma():
+    if platform.machine() in ("x86_64", "AMD64") and "fma" not in host_features():
+        pytest.skip("this CPU has no fused multiply-add")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_gives_the_pinned_bits(name, tmp_path, native_cache):
+    if "NUMBA_CPU_NAME" in SETTINGS[name] and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("an x86 target")
+    if name == "skylake_avx512" and "avx512f" not in host_features():
+        pytest.skip("this CPU has no AVX-512")
+    cache = native_cache if name == "native" else tmp_path
+    assert different(digests(SETTINGS[name], cache), PINNED) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [2, 3])
+def test_any_number_of_threads_gives_the_pinned_bits(threads, native_cache):
+    assert different(digests({"NUMBA_NUM_THREADS": "3"}, native_cache, threads), PINNED) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_every_threading_layer_gives_the_pinned_bits(layer, native_cache):
+    setting = {"NUMBA_THREADING_LAYER": layer}
+    assert different(digests(setting, native_cache, 2), PINNED) == []
