@@ -18,7 +18,7 @@ def _value_and_grad(key, make):
 
 
 class IndexTargets:
-    params = ["int64", "int32", "uint8"]
+    params = ("int64", "int32", "uint8")
     param_names = ("dtype",)
 
     def setup(self, dtype):
@@ -34,7 +34,7 @@ class IndexTargets:
 
 
 class ProbabilityTargets:
-    params = ["GBM", "ImageNet"]
+    params = ("GBM", "ImageNet")
     param_names = ("shape",)
 
     def setup(self, shape):
@@ -59,7 +59,7 @@ class OneHotTargets:
 
 
 class Dtypes:
-    params = ["float32", "float64", "float16", "bfloat16"]
+    params = ("float32", "float64", "float16", "bfloat16")
     param_names = ("dtype",)
 
     def setup(self, dtype):
@@ -112,7 +112,7 @@ LAYOUTS = {
 
 
 class Layouts:
-    params = list(LAYOUTS)
+    params = tuple(LAYOUTS)
     param_names = ("layout",)
 
     def setup(self, layout):
@@ -127,20 +127,22 @@ class Layouts:
         self.call()
 
 
+WALKS = {
+    "panel": "GBM",
+    "strided": "segmentation",
+    "row": "1000 classes",
+    "split": "four long rows",
+}
+
+
 class Walks:
     """A shape for each way over memory (see `fastswl.dispatch.choose_walk`)."""
 
-    params = ["panel", "strided", "row", "split"]
+    params = tuple(WALKS)
     param_names = ("walk",)
-    shapes = {  # noqa: RUF012
-        "panel": "GBM",
-        "strided": "segmentation",
-        "row": "1000 classes",
-        "split": "four long rows",
-    }
 
     def setup(self, walk):
-        self.call = ready("loss_and_grad", self.shapes[walk])
+        self.call = ready("loss_and_grad", WALKS[walk])
 
     def time_walk(self, walk):
         self.call()
@@ -149,7 +151,7 @@ class Walks:
 class OneThread:
     """The kernels alone, without a parallel region."""
 
-    params = ["ImageNet", "GBM"]
+    params = ("ImageNet", "GBM")
     param_names = ("shape",)
 
     def setup(self, shape):

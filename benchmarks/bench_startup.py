@@ -27,7 +27,8 @@ def timeraw_import_numpy():
 
 
 def _first_call(cache):
-    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "NUMBA_CACHE_DIR": cache, "PYTHONPATH": path}
     command = [sys.executable, "-c", FIRST_CALL]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return float(run.stdout)

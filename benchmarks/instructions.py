@@ -25,8 +25,9 @@ _ENABLE, _DISABLE, _RESET = 0x2400, 0x2401, 0x2403
 _INSTRUCTIONS, _HARDWARE = 1, 0
 _DISABLED, _NO_KERNEL, _NO_HYPERVISOR = 1 << 0, 1 << 5, 1 << 6
 _ATTRIBUTE_BYTES = 128
-#: calls that are counted
+#: calls that are counted; by cachegrind, so many that what differs between two processes is little
 CALLS = 10
+SIMULATED_CALLS = 1000
 AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
 
 _PROGRAM = """
@@ -89,20 +90,25 @@ def _cachegrind(operation: str, shape: str, calls: int, environment: dict) -> in
 
 
 def simulated(operation: str, shape: str) -> float:
-    """Instructions of a call by cachegrind: what ten calls more cost a process."""
+    """Instructions of a call by cachegrind: what a thousand calls more cost a process."""
+    import fastswl
+
+    # first the package that is measured: the folder of the benchmarks holds one, too
+    path = (str(Path(module).parents[1]) for module in (fastswl.__file__, __file__))
     with tempfile.TemporaryDirectory() as cache:
         environment = {
             **os.environ,
             **AVX2,
             "NUMBA_CACHE_DIR": cache,
             "PYTHONHASHSEED": "0",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join(path),
         }
         # compiled outside of the simulation, which would take minutes for it
         program = [sys.executable, "-c", _PROGRAM, operation, shape, "0"]
         subprocess.run(program, env=environment, check=True)
-        few, many = (_cachegrind(operation, shape, n, environment) for n in (CALLS, 2 * CALLS))
-    return (many - few) / CALLS
+        few = _cachegrind(operation, shape, 0, environment)
+        many = _cachegrind(operation, shape, SIMULATED_CALLS, environment)
+    return (many - few) / SIMULATED_CALLS
 
 
 def per_call(operation: str, shape: str) -> float:

@@ -59,7 +59,7 @@ class Memory:
                 targets = np.zeros(point.rows, np.int64)
             else:
                 targets = self.targets[: point.rows] % point.classes
-        return Problem(operation, x, targets, 1, out, threads, {})
+        return Problem(operation, x, targets, -1, out, threads, {})
 
 
 def sizes(largest: int) -> list[int]:
@@ -94,10 +94,10 @@ def crossovers(largest: int) -> Iterator[tuple[str, Point, Point]]:
         elif name.endswith(("_ELEMENTS", "_BYTES")):
             elements = value // 4 if name.endswith("_BYTES") else value
             for classes in (10, 100, 1000):
-                rows = elements // classes
-                # smaller numbers are sizes of tables, not crossovers
-                if 1 < rows and 4096 <= elements <= largest:
-                    below, above = Point(rows - 1, classes), Point(rows + 1, classes)
+                # a little to each side, since whole tiles of rows decide; smaller numbers are
+                # sizes of tables, not crossovers
+                below, above = (Point(int(elements * k) // classes, classes) for k in (0.97, 1.03))
+                if 0 < below.rows < above.rows and 4096 <= elements <= largest:
                     yield f"{name}, {classes} classes", below, above
 
 

@@ -2,7 +2,7 @@
 
 The kernels of float32 are compiled in processes of their own, with an empty cache (code from the
 cache has no assembly to read), for the native target, AVX2 and SSE2. A loop of exponentials is
-known by its packed shift by 23, which makes the power of two; everything in it has to be packed.
+known by its shift by 23, which makes the power of two; everything in it has to be packed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LABEL = re.compile(r"^(\.L\w+):")
 FUNCTION = re.compile(r"^([\w.$\"]+):")
 JUMP = re.compile(r"^\s*(j\w+)\s+(\.L\w+)")
 END = re.compile(r"^\s*(jmp|ret|ud2|int3)")
-SHIFT_23 = re.compile(r"^\s*v?pslld\s+\$23, %([xyz])mm")
+SHIFT_23 = re.compile(r"^\s*(?:v?pslld\s+\$23, %([xyz])mm|shll\s+\$23)")
 PACKED = re.compile(r"^\s*v?(?:fn?m(?:add|sub)\d*|add|sub|mul|div|max|min)p[sd]\s.*%([xyz])mm\d+$")
 SCALAR = re.compile(r"^\s*v?(?:fn?m(?:add|sub)\d*|add|sub|mul|div|max|min|sqrt)s[sd]\s")
 MULTIPLY_ADD = re.compile(r"^\s*(?:vfn?m(?:add|sub)\d*|mul|vmul)ps\s")
@@ -142,7 +142,7 @@ def shortest_loop(code: dict[str, Block], first: str) -> list[str]:
 
 
 def exp_loops(assembly: str) -> list[list[str]]:
-    """The instructions of each inner loop with a packed shift by 23 and a polynomial after it.
+    """The instructions of each inner loop with a shift by 23, which makes a power of two.
 
     A single exponential (of a target's logit) is no loop: its way back leads through all of a tile.
     """
@@ -244,10 +244,11 @@ def test_a_good_loop_is_accepted():
         HORNER.replace("%zmm", "%ymm") + "\n\tvpslld\t$23, %ymm0, %ymm3",
         HORNER.replace("ps", "ss").replace("%zmm", "%xmm"),
         HORNER + "\n\tvmulss\t%xmm1, %xmm2, %xmm4",
+        HORNER + "\n\tshll\t$23, %eax",
         HORNER + "\n\tcallq\t*%rax",
         "",
     ],
-    ids=["half width", "scalar polynomial", "one scalar", "a call", "no polynomial"],
+    ids=["half width", "scalar polynomial", "one scalar", "a scalar shift", "a call", "no polynomial"],
 )
 def test_a_bad_loop_is_found(horner):
     with pytest.raises(AssertionError):

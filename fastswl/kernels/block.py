@@ -10,6 +10,7 @@ from fastswl.compilation import inlined, routine
 from fastswl.simd import (
     VECTOR_BYTES,
     absolute,
+    by_type,
     fma,
     load,
     narrow,
@@ -20,11 +21,7 @@ from fastswl.simd import (
     wide_zero,
     widen,
 )
-from fastswl.vectormath import (
-    accumulate,
-    exp_above,
-    tanh_and_slope,
-)
+from fastswl.vectormath import accumulate, exp_above, tanh_and_slope, tanh_in_two
 
 #: vectors whose sum is formed in the arithmetic type before it goes to the float64 sum
 GROUP = 2
@@ -88,12 +85,17 @@ def cap_and_scale(storage, source, low_parts, slopes, n, softcap, scale):
         x = load(storage, source + VECTOR_BYTES * i)
         wide = widen(x)
         slope = splat_like(wide, scale)
+        factor, factor_low, wide_low = slope, wide * 0.0, wide * 0.0
         if softcap != 0.0:
-            tanh, sech_squared = tanh_and_slope(wide * (1.0 / softcap))
-            wide = tanh * softcap
-            slope = sech_squared * scale
-        z = wide * scale
-        rest = fma(wide, splat_like(wide, scale), -z)
+            if by_type(storage, 0, 1) == 1:
+                wide, wide_low, slope = tanh_in_two(wide, softcap)
+            else:
+                wide, slope = tanh_and_slope(wide * (1.0 / softcap))
+            cap = splat_like(wide, softcap)
+            factor, factor_low = cap * scale, fma(cap, splat_like(wide, scale), -(cap * scale))
+            slope = slope * scale
+        z = wide * factor
+        rest = fma(wide, factor, -z) + (wide * factor_low + wide_low * factor)
         high = narrow(storage, z)
         # an infinite z has no rest
         low = narrow(storage, (z - widen(high)) + rest)
@@ -120,7 +122,7 @@ def shift_logarithms(storage, source, n, reference, log_sum):
 
 
 @routine
-def mass_and_distance(storage, logits, low_parts, mass, n, reference):
+def mass_and_distance(storage, logits, low_parts, mass, n, reference, reference_low):
     """Sums over a block of q and of q (m - x), float64: what a loss with target mass everywhere is made of.
 
     A class of no mass adds nothing, whatever its logit. A logit of -inf that has mass makes the loss inf, and its
@@ -137,7 +139,7 @@ def mass_and_distance(storage, logits, low_parts, mass, n, reference):
         q = widen(stored)
         gap = reference - widen(x)
         if low_parts != 0:
-            gap = gap - widen(load(storage, low_parts + VECTOR_BYTES * i))
+            gap = gap + (reference_low - widen(load(storage, low_parts + VECTOR_BYTES * i)))
         total, total_low = add_wide(storage, total, total_low, q)
         distance, distance_low = add_wide(
             storage, distance, distance_low, select(q == 0.0, splat_like(q, 0.0), q * gap)

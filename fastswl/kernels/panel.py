@@ -40,6 +40,7 @@ from fastswl.kernels.rows import (
     LOG_SUM,
     POWER,
     REFERENCE,
+    REFERENCE_LOW,
     REST,
     REST_LOW,
     ROW_WEIGHT,
@@ -205,6 +206,8 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count):
     power = nearest_power(arithmetic, m)
     store_wide(arithmetic, table + POWER, widen(power))
 
+    if plan.operation != SOFTMAX and plan.kind != INDEX_TARGETS:
+        find_largest(arithmetic, table, tile, low_parts, n_classes)
     if spread_evenly(plan):
         unit = plan.label_smoothing / n_classes
         even = even_distance_of_tile(arithmetic, plan, tile, low_parts, widen(m))
@@ -212,7 +215,8 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count):
         store_wide(arithmetic, table + SPREAD_MASS, splat_like(even, unit * plan.weight_total))
     elif spread_wanted(plan):
         make_mass_of_tile(arithmetic, target_storage, plan, mass, outer, inner, count)
-        q_sum, distance = mass_and_distance(arithmetic, tile, low_parts, mass, n_classes, widen(m))
+        m_low = load_wide(arithmetic, table + REFERENCE_LOW)
+        q_sum, distance = mass_and_distance(arithmetic, tile, low_parts, mass, n_classes, widen(m), m_low)
         store_wide(arithmetic, table + SPREAD_MASS, q_sum)
         store_wide(arithmetic, table + SPREAD_DISTANCE, distance)
 
@@ -321,8 +325,6 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
     """Take one class of each row out of its sum: the target, or the largest where there is no target."""
     size = itemsize(storage)
     n_classes = plan.n_classes
-    if plan.kind != INDEX_TARGETS:
-        find_largest(storage, table, tile, n_classes)
     if n_classes <= COMPARED_CLASSES and low_parts == 0 and plan.label_smoothing == 0.0:
         index = narrow(storage, load_wide(storage, table + CLASS))
         minus_infinity = splat_like(index, -np.inf)
@@ -359,15 +361,20 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
 
 
 @routine
-def find_largest(storage, table, tile, n_classes):
-    """The first class of each row whose logit is the reference, into the table; -1 where there is none."""
+def find_largest(storage, table, tile, low_parts, n_classes):
+    """The first class of each row whose logit is the reference, and the low part of that logit, into the table; -1 where there
+    is none."""
     reference = narrow(storage, load_wide(storage, table + REFERENCE))
     index = splat_like(reference, -1.0)
+    low = splat_like(reference, 0.0)
     for i in range(n_classes):
         c = n_classes - 1 - i
-        x = load(storage, tile + VECTOR_BYTES * c)
-        index = select(x == reference, splat_like(index, c), index)
+        here = load(storage, tile + VECTOR_BYTES * c) == reference
+        index = select(here, splat_like(index, c), index)
+        if low_parts != 0:
+            low = select(here, load(storage, low_parts + VECTOR_BYTES * c), low)
     store_wide(storage, table + CLASS, widen(index))
+    store_wide(storage, table + REFERENCE_LOW, widen(low))
 
 
 @routine

@@ -30,6 +30,7 @@ from fastswl.kernels.rows import (
     LOG_SUM,
     POWER,
     REFERENCE,
+    REFERENCE_LOW,
     REST,
     REST_LOW,
     SCALE,
@@ -78,10 +79,20 @@ PART_VECTORS = 256
 #: phases of the split walk; WHOLE_ROWS is the row walk
 WHOLE_ROWS, DESCRIBE, SUM_UP, MERGE, FINISH = range(5)
 #: what is known of a part: float64 words
-(PART_TOP, PART_POWER, PART_REST, PART_REST_LOW, PART_APART, PART_APART_LOW, PART_APART_EXP, PART_CLASS, PART_MASS, PART_DISTANCE) = (
-    range(0, 80, 8)
-)
-PART_BYTES = 80
+(
+    PART_TOP,
+    PART_POWER,
+    PART_REST,
+    PART_REST_LOW,
+    PART_APART,
+    PART_APART_LOW,
+    PART_REFERENCE_LOW,
+    PART_APART_EXP,
+    PART_CLASS,
+    PART_MASS,
+    PART_DISTANCE,
+) = range(0, 88, 8)
+PART_BYTES = 88
 
 
 @routine
@@ -126,17 +137,6 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
     store_double(part + PART_POWER, lane(power, 0))
     magic, lowest = exp_reference(arithmetic, power)
 
-    # distances are from the row's largest logit in the end: here from this part's reference
-    if spread_evenly(plan):
-        unit = plan.label_smoothing / plan.n_classes
-        even = even_distance_of_part(arithmetic, plan, logits, low_parts, first_class, n, widen(m))
-        store_double(part + PART_DISTANCE, unit * sum_one(arithmetic, even))
-    elif spread_wanted(plan):
-        make_mass(arithmetic, target_storage, plan, mass, n_vectors, outer, inner, first_class, n)
-        q_sum, distance = mass_and_distance(arithmetic, logits, low_parts, mass, n_vectors, widen(m))
-        store_double(part + PART_MASS, sum_one(arithmetic, q_sum))
-        store_double(part + PART_DISTANCE, sum_one(arithmetic, distance))
-
     chosen = -1
     if plan.kind == INDEX_TARGETS:
         chosen = int(load_double(table + CLASS + 8 * row)) - first_class
@@ -144,6 +144,23 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
             chosen = -1
     elif plan.operation != SOFTMAX:
         chosen = first_of_row(arithmetic, logits, n, top)
+    m_low = 0.0
+    if low_parts != 0 and plan.kind != INDEX_TARGETS and chosen >= 0:
+        m_low = float(load_one(arithmetic, low_parts + size * chosen))
+    store_double(part + PART_REFERENCE_LOW, m_low)
+    # distances are from the row's largest logit in the end: here from this part's reference
+    if spread_evenly(plan):
+        unit = plan.label_smoothing / plan.n_classes
+        even = even_distance_of_part(arithmetic, plan, logits, low_parts, first_class, n, widen(m))
+        store_double(part + PART_DISTANCE, unit * sum_one(arithmetic, even))
+    elif spread_wanted(plan):
+        make_mass(arithmetic, target_storage, plan, mass, n_vectors, outer, inner, first_class, n)
+        q_sum, distance = mass_and_distance(
+            arithmetic, logits, low_parts, mass, n_vectors, widen(m), splat_like(widen(m), m_low)
+        )
+        store_double(part + PART_MASS, sum_one(arithmetic, q_sum))
+        store_double(part + PART_DISTANCE, sum_one(arithmetic, distance))
+
     apart, apart_low, apart_exp = -np.inf, 0.0, 0.0
     if chosen >= 0:
         apart = float(load_one(arithmetic, logits + size * chosen))
@@ -254,6 +271,7 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
     if abs(top) < np.inf:
         m = top
     power = load_double(parts + PART_BYTES * leader + PART_POWER)
+    m_low = load_double(parts + PART_BYTES * leader + PART_REFERENCE_LOW)
     high, low, mass, distance = 0.0, 0.0, 0.0, 0.0
     chosen, apart, apart_low = -1, -np.inf, 0.0
     part_classes = PART_VECTORS * lanes(storage)
@@ -279,11 +297,14 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
         if spread_wanted(plan) and part_mass != 0.0:
             limited = min(max(load_double(part + PART_TOP), -limit), limit)
             mass += part_mass
-            distance += load_double(part + PART_DISTANCE) + part_mass * (m - limited)
+            distance += load_double(part + PART_DISTANCE) + part_mass * (
+                (m - limited) + (m_low - load_double(part + PART_REFERENCE_LOW))
+            )
         elif spread_wanted(plan):
             distance += load_double(part + PART_DISTANCE)
     store_double(table + TOP + 8 * row, np.nan if poisoned else top + shift)
     store_double(table + REFERENCE + 8 * row, m)
+    store_double(table + REFERENCE_LOW + 8 * row, m_low)
     store_double(table + POWER + 8 * row, power)
     store_double(table + REST + 8 * row, high)
     store_double(table + REST_LOW + 8 * row, low)

@@ -52,6 +52,7 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     ROW_FACTOR,  # of the gradient: sample_weight * upstream / divisor
     TOP,  # the largest logit
     REFERENCE,  # the same less the shift, 0 where it is infinite: m
+    REFERENCE_LOW,  # what m leaves of the largest logit after a change of variable, where that is the class left out
     POWER,  # rint(m log2 e): N
     APART,  # the logit that is left out of the sum: the target's, or the largest; -inf for none
     REST,  # sum of the other e, in two parts
@@ -71,8 +72,8 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     APART_LOW,  # what its float64 leaves of it after a change of variable
     APART_EXP,  # e of the class left out
     AGAIN,  # split walk: whether the row's sums have to be done (again)
-) = range(0, 28 * LINE, LINE)
-TABLE_BYTES = 28 * LINE
+) = range(0, 29 * LINE, LINE)
+TABLE_BYTES = 29 * LINE
 
 
 @routine
@@ -208,8 +209,9 @@ def finish_rows(storage, plan, table):
         behind = two_sum(total, e)[1] + (total_low + e_low)
         remainder = fma(-quotient, sum_of_both, difference) + (d_low - quotient * behind)
         core = core + select(near, 2.0 * remainder / sum_of_both, splat_like(core, 0.0))
-    far = fma(k, LN2, core - reduce_argument(FLOAT64, m, power))
-    below_top = (m - apart) - apart_low
+    m_low = load_wide(storage, table + REFERENCE_LOW)
+    far = fma(k, LN2, core - (reduce_argument(FLOAT64, m, power) + m_low))
+    below_top = (m - apart) + (m_low - apart_low)
     log_ratio = select(near, core, far + below_top)  # lse - x at the class left out
     nothing = total == 0.0
     zero = wide_zero(storage)
@@ -226,18 +228,19 @@ def finish_rows(storage, plan, table):
     row_weight = load_wide(storage, table + ROW_WEIGHT)
     factor = load_wide(storage, table + ROW_FACTOR)
     loss = select(target_mass == 0.0, zero, target_mass * log_ratio)
-    mass, elsewhere, at_target = target_mass, zero, zero
+    mass, mass_low, elsewhere, at_target = target_mass, zero, zero, zero
     if spread_wanted(plan) or plan.z_loss != 0.0:
         # the mass that is not the target's own, and what the z-loss adds to it
         log_sum = select(near, core - below_top, far)
         elsewhere = load_wide(storage, table + SPREAD_MASS)
         loss = loss + select(elsewhere == 0.0, zero, elsewhere * log_sum)
         loss = loss + load_wide(storage, table + SPREAD_DISTANCE)
-        lse = top + log_sum
+        lse = top + (m_low + log_sum)
         if plan.z_loss != 0.0:
             loss = loss + plan.z_loss * lse * lse
-            elsewhere = elsewhere + 2.0 * plan.z_loss * lse
-        mass = mass + elsewhere
+            elsewhere, mass_low = two_sum(elsewhere, 2.0 * plan.z_loss * lse)
+        mass, rest = two_sum(target_mass, elsewhere)
+        mass_low = mass_low + rest
         at_target = load_wide(storage, table + SPREAD_AT_TARGET)
     loss = select(total == total, loss, total)
     ignored = row_weight == 0.0
@@ -252,15 +255,16 @@ def finish_rows(storage, plan, table):
         store_wide(storage, table + INVERSE_LOW, select(ignored, zero, load_wide(storage, table + INVERSE_LOW)))
     still = ignored | nothing
     factor = select(still, zero, factor)
-    scale, scale_low = times_inverse(storage, mass * factor, inverse, inverse_low)
+    product = mass * factor
+    scale, scale_low = times_inverse(storage, product, inverse, inverse_low)
+    scale_low = scale_low + (fma(mass, factor, -product) + mass_low * factor) * inverse
     store_wide(storage, table + SCALE, select(still, zero, scale))
     store_wide(storage, table + SCALE_LOW, select(still, zero, scale_low))
     store_wide(storage, table + SPREAD_SCALE, factor)
-    at_target = (elsewhere * e - target_mass * d) * inverse - at_target
+    first, rest = times_inverse(storage, (elsewhere * e - target_mass * d) * factor, inverse, inverse_low)
+    at_target = (first + rest) - at_target * factor
     store_wide(
-        storage,
-        table + TARGET_GRADIENT,
-        select(still | ((apart == -np.inf) & (total == total)), zero, at_target * factor),
+        storage, table + TARGET_GRADIENT, select(still | ((apart == -np.inf) & (total == total)), zero, at_target)
     )
 
 
