@@ -19,6 +19,7 @@ __all__ = [
     "DRIVER_SIGNATURE",
     "block_kernel",
     "compiled_address",
+    "compiled_entry",
     "inlined",
     "kernel_signature",
     "parallel_driver",
@@ -84,17 +85,18 @@ def parallel_driver(function):
     return _cached(njit(nogil=True, parallel=True, **_COMMON)(function))
 
 
-def python_entry(*argument_types, returns):
-    """Called from Python with arguments of exactly these types, past Numba's dispatcher; holds the GIL."""
+def compiled_entry(dispatcher, signature):
+    """Compile (or load) for one signature; what Python calls with arguments of exactly these types, past Numba's dispatcher."""
+    dispatcher.compile(signature)
+    return dispatcher.overloads[signature.args].entry_point
+
+
+def python_entry(*argument_types, returns, nogil=False):
+    """Decorate a function that Python calls with arguments of exactly these types; a call of the result compiles it."""
 
     def compile_entry(function):
-        dispatcher = _cached(njit(**_COMMON)(function))
-
-        @functools.cache
-        def compiled():
-            return dispatcher.compile(returns(*argument_types))
-
-        return compiled
+        dispatcher = _cached(njit(nogil=nogil, **_COMMON)(function))
+        return functools.cache(lambda: compiled_entry(dispatcher, returns(*argument_types)))
 
     return compile_entry
 

@@ -53,6 +53,12 @@ def count_int64(target, n_rows, ignore_index, n_classes):
     return counted if wrong == 0 else -1
 
 
+@python_entry(_WORD, _WORD, _WORD, _WORD, returns=_WORD, nogil=True)
+def run_serial(kernel, plan, scratch, n_blocks):
+    """All blocks of a kernel in this thread, the GIL released."""
+    return call_kernel(kernel, plan, scratch, 0, n_blocks)
+
+
 @python_entry(_WORD, _WORD, _WORD, _WORD, ARRAY_OBJECT, ARRAY_OBJECT, returns=types.float64)
 def small_softmax(kernel, words, scratch, extent, x, out):
     """Softmax or log_softmax of contiguous arrays of one shape and dtype; 0, or REFUSED."""

@@ -21,59 +21,60 @@ NO_TARGETS, INDEX_TARGETS, PROBABILITY_TARGETS = range(3)
 class Plan(NamedTuple):
     """The words of a call; whole numbers first, then floats."""
 
-    operation: int
+    # addresses, and what else differs between calls of the same shapes and options
     logits: int
+    out: int  # softmax, log_softmax, or the gradient
+    softmax: int  # softmax beside the gradient, for the layer
+    targets: int
+    sample_weight: int  # float64
+    upstream: int  # float64
+    mask: int  # one byte a class
+    row_values: int  # logsumexp or per-row losses
+    weight: int  # float64, one a class
+    weight_vector: int  # the same in the arithmetic type, with a vector of zeros behind
+    partials: int  # (sum, rest) of the losses of each block, float64
+    row_factor: float  # of every row's gradient: upstream / divisor
+    weight_total: float  # of all classes
+    phase: int  # of the split walk, see `part.py`
+    row_tables: int  # split walk: what is known of each row
+    row_parts: int  # split walk: what is known of each part of each row
+    # what shapes, strides and options say
+    operation: int
     logits_outer: int
     logits_inner: int
     logits_class: int
-    out: int  # softmax, log_softmax, or the gradient
     out_outer: int
     out_inner: int
     out_class: int
-    softmax: int  # softmax beside the gradient, for the layer
     softmax_outer: int
     softmax_inner: int
     softmax_class: int
+    targets_outer: int
+    targets_inner: int
+    targets_class: int
+    sample_weight_outer: int
+    sample_weight_inner: int
+    upstream_outer: int
+    upstream_inner: int
+    mask_outer: int
+    mask_inner: int
+    mask_class: int
+    row_values_outer: int
+    row_values_inner: int
     n_outer: int
     n_inner: int
     n_classes: int
     tile_rows: int  # rows that a step of the walk takes together
     tile_bytes: int  # of scratch memory a tile
-    tiles_per_block: int
+    tiles_per_block: int  # steps in a block
+    streaming: int  # whether results go past the caches
     kind: int  # of targets
-    targets: int
-    targets_outer: int
-    targets_inner: int
-    targets_class: int
     index_code: int  # which integer type, see `targets.py`
     ignore_index: int
-    weight: int  # float64, one a class
-    weight_vector: int  # the same in the arithmetic type, with a vector of zeros behind
-    sample_weight: int  # float64
-    sample_weight_outer: int
-    sample_weight_inner: int
-    upstream: int  # float64
-    upstream_outer: int
-    upstream_inner: int
-    mask: int  # one byte a class
-    mask_outer: int
-    mask_inner: int
-    mask_class: int
-    row_values: int  # logsumexp or per-row losses
-    row_values_outer: int
-    row_values_inner: int
-    partials: int  # (sum, rest) of the losses of each block, float64
-    streaming: int  # whether results go past the caches
-    phase: int  # of the split walk, see `row.py`
-    row_tables: int  # split walk: what is known of each row
-    row_parts: int  # split walk: what is known of each part of each row
-    row_factor: float  # of every row's gradient: upstream / divisor
     label_smoothing: float
-    weight_total: float  # of all classes
     z_loss: float
     logit_scale: float
     softcap: float  # 0 for none
-
 
 _FLOAT_FIELDS = {"row_factor", "label_smoothing", "weight_total", "z_loss", "logit_scale", "softcap"}
 _WORDS = Words(
@@ -83,8 +84,16 @@ _WORDS = Words(
         for number, name in enumerate(Plan._fields)
     },
 )
-#: packs a plan into memory
-PLAN_LAYOUT = struct.Struct("=" + "".join("d" if name in _FLOAT_FIELDS else "q" for name in Plan._fields))
+#: words that differ between calls of the same shapes and options; the others are packed once
+CHANGING = Plan._fields.index("operation")
+
+
+def _layout(names: tuple) -> struct.Struct:
+    return struct.Struct("=" + "".join("d" if name in _FLOAT_FIELDS else "q" for name in names))
+
+
+CHANGING_LAYOUT, FIXED_LAYOUT = _layout(Plan._fields[:CHANGING]), _layout(Plan._fields[CHANGING:])
+PLAN_BYTES = 8 * len(Plan._fields)
 #: for kernels: the plan that lies at an address
 load_plan = words_at(_WORDS)
 #: where the words stand that differ between calls of the same shapes

@@ -4,11 +4,11 @@ from fastswl.compilation import block_kernel
 from fastswl.kernels.part import add_exactly
 from fastswl.kernels.plan import INDEX_TARGETS, load_plan
 from fastswl.kernels.targets import load_index
-from fastswl.simd import load_double, store_double, store_int64
+from fastswl.simd import load_double, store_double
 
 #: rows in a block of the scan
 SCAN_ROWS = 65536
-#: words of a block's result: first bad row (or -1), divisor, its rest
+#: bytes of a block's result, float64: first bad row (or -1), divisor, its rest
 SCAN_BYTES = 24
 
 
@@ -40,7 +40,7 @@ def scan_targets(storage, target_storage, plan_address, scratch, first, last):
             high, error = add_exactly(high, weight)
             low += error
         result = plan.partials + SCAN_BYTES * block
-        store_int64(result, bad)
+        store_double(result, float(bad))
         store_double(result + 8, high)
         store_double(result + 16, low)
     return 0

@@ -1,0 +1,150 @@
+"""How to go over the rows: their axes put in order, the kernel chosen, the work cut into blocks.
+
+`choose_walk` is the one place that decides which kernel runs. It looks at one row, its dtype and its layout, never at the
+number of rows, the machine or the threads, so a row's bits don't depend on those.
+"""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+from fastswl.kernels.part import PART_BYTES, PART_VECTORS
+from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, Plan
+from fastswl.kernels.rows import TABLE_BYTES
+from fastswl.simd import STORAGES, VECTOR_BYTES
+
+#: classes up to which a row of contiguous classes goes into a tile of rows
+PANEL_CLASSES = 128
+#: classes of the tiles that go through the stages together
+STEP_CLASSES = 64
+#: classes up to which the tile of rows that lie side by side stays in the second-level cache
+STRIDED_CLASSES = 2048
+#: classes from which on a row is cut into parts that all threads share, and computed twice
+SPLIT_CLASSES = 131072
+#: exponentials of a batch of short rows, held in the first-level cache
+BATCH_ELEMENTS = 8192
+#: elements in a block: a thread's step, and what one partial sum of losses covers
+BLOCK_ELEMENTS = 16384
+#: bytes of results from which on they are written past the caches
+STREAMING_BYTES = 16 << 20
+
+
+class Walk(NamedTuple):
+    """Which kernel walks over the rows, and in what steps."""
+
+    name: str  # "panel", "strided", "row" or "split"
+    tile_rows: int  # rows in a step
+    tile_bytes: int  # of each tile of a step of several
+    scratch_bytes: int  # a thread's
+
+
+def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int, areas: int) -> Walk:
+    """Choose the walk for rows of `n_classes`, whose classes and neighbours lie `class_stride` and `row_stride` bytes apart.
+
+    `areas` is the number of tables of the size of the exponentials that the options need.
+    """
+    layout = STORAGES[storage]
+    lanes = layout.lanes
+    contiguous = class_stride == layout.itemsize or n_classes == 1
+    side_by_side = row_stride == layout.itemsize and not contiguous
+    in_panel = (contiguous or not side_by_side) and n_classes <= PANEL_CLASSES
+    if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
+        tiles = max(1, min(4, STEP_CLASSES // n_classes))
+        tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
+        return Walk("panel" if in_panel else "strided", tiles * lanes, tile_bytes, tiles * tile_bytes)
+    part_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
+    if n_classes > SPLIT_CLASSES:
+        return Walk("split", 1, 0, areas * part_bytes)
+    tile_rows = min(lanes, max(1, BATCH_ELEMENTS // n_classes))
+    vectors = -(-n_classes // lanes)
+    n_parts = -(-vectors // PART_VECTORS)
+    area = VECTOR_BYTES * (min(PART_VECTORS, vectors) + 1) * n_parts * tile_rows
+    return Walk("row", tile_rows, 0, TABLE_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area)
+
+
+class Route(NamedTuple):
+    """All that shapes, strides and options decide of a call; arrays are named as in `Plan`."""
+
+    walk: Walk
+    fields: dict  # of the plan, but for addresses
+    fixed: bytes  # the same packed
+    pieces: tuple  # for each part of the rows that two strides describe: what to add to each array's address
+    n_blocks: int
+    n_rows: int  # of a piece
+
+
+class Options(NamedTuple):
+    """The part of a plan that is neither an address nor a shape."""
+
+    operation: int
+    kind: int
+    index_code: int = 0
+    ignore_index: int = 0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    logit_scale: float = 1.0
+    softcap: float = 0.0
+
+
+def ordered_rows(shape: tuple, strides: tuple) -> tuple[list, list]:
+    """Merge the axes of the rows where every array allows it: lengths, and for each array the strides.
+
+    Axes of length 1 go, the others are put in order of the first array's strides, so that neighbours in memory are
+    neighbours.
+    """
+    axes = [i for i, length in enumerate(shape) if length != 1]
+    axes.sort(key=lambda i: -abs(strides[0][i]))
+    lengths: list = []
+    merged: list = [[] for _ in strides]
+    for axis in axes:
+        length = shape[axis]
+        if lengths and all(own[-1] == array[axis] * length for own, array in zip(merged, strides, strict=True)):
+            lengths[-1] *= length
+            for own, array in zip(merged, strides, strict=True):
+                own[-1] = array[axis]
+        else:
+            lengths.append(length)
+            for own, array in zip(merged, strides, strict=True):
+                own.append(array[axis])
+    while len(lengths) < 2:
+        lengths.insert(0, 1)
+        for own in merged:
+            own.insert(0, 0)
+    return lengths, merged
+
+
+@functools.lru_cache(maxsize=1024)
+def find_route(
+    storage: str, shape: tuple, names: tuple, strides: tuple, class_strides: tuple, areas: int, options: Options
+) -> Route:
+    """Find the route of a call: `shape` with the class axis last; `strides` of the rows of each array in `names`.
+
+    Kept for the next call of the same shapes: finding it takes ten times as long as a small kernel.
+    """
+    lengths, merged = ordered_rows(shape[:-1], strides)
+    fields = {**options._asdict(), "n_classes": shape[-1], "n_outer": lengths[-2], "n_inner": lengths[-1]}
+    for name, own, class_stride in zip(names, merged, class_strides, strict=True):
+        fields[f"{name}_outer"], fields[f"{name}_inner"] = own[-2:]
+        if f"{name}_class" in Plan._fields:
+            fields[f"{name}_class"] = class_stride
+    walk = choose_walk(storage, shape[-1], fields["logits_class"], fields["logits_inner"], areas)
+    n_rows = lengths[-2] * lengths[-1]
+    steps = lengths[-2] * -(-lengths[-1] // walk.tile_rows)
+    steps_per_block = max(1, BLOCK_ELEMENTS // (walk.tile_rows * shape[-1]))
+    fields.update(
+        tile_rows=walk.tile_rows,
+        tile_bytes=walk.tile_bytes,
+        tiles_per_block=steps_per_block,
+        streaming=int(n_rows * shape[-1] * STORAGES[storage].itemsize > STREAMING_BYTES),
+    )
+    pieces = tuple(
+        tuple(sum(i * stride for i, stride in zip(position, own, strict=False)) for own in merged)
+        for position in itertools.product(*(range(length) for length in lengths[:-2]))
+    )
+    fixed = pack_fixed(fields)
+    return Route(walk, fields, fixed, pieces, -(-steps // steps_per_block), n_rows)
+
+
+def pack_fixed(fields: dict) -> bytes:
+    """Pack the words of a plan that are no addresses."""
+    return FIXED_LAYOUT.pack(*(fields.get(name, 0) for name in Plan._fields[CHANGING:]))
