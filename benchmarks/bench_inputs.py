@@ -136,7 +136,7 @@ WALKS = {
 
 
 class Walks:
-    """A shape for each way over memory (see `fastswl.dispatch.choose_walk`)."""
+    """A shape for each way over memory (see `choose_walk`)."""
 
     params = tuple(WALKS)
     param_names = ("walk",)

@@ -5,7 +5,7 @@
 
 Every point is the median over rounds in which ours and the plain copy take turns. Beside the grid,
 `crossovers` are pairs of problems just below and just above a size at which another way is taken
-(see `fastswl.dispatch`), measured in turn: a step is the ratio of their costs per element.
+(see `fastswl.walks`), measured in turn: a step is the ratio of their costs per element.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def grid(largest: int) -> Iterator[Point]:
 
 def crossovers(largest: int) -> Iterator[tuple[str, Point, Point]]:
     """What changes, and a problem on each side."""
-    from fastswl import dispatch
+    from fastswl import dispatch, walks
 
-    for name, value in vars(dispatch).items():
+    for name, value in {**vars(walks), **vars(dispatch)}.items():
         if not name.isupper() or not isinstance(value, int):
             continue
         if name.endswith("_CLASSES"):

@@ -48,9 +48,7 @@ def cut(shape: tuple[int, ...], limit: int) -> Iterator[Index]:
         yield (slice(start, min(start + step, shape[0])), *whole)
 
 
-def run_over_axes(
-    run: Runner, operation: str, x: Array, axes: tuple[int, ...], out: Array, n_threads: int
-) -> None:
+def run_over_axes(run: Runner, operation: str, x: Array, axes: tuple[int, ...], out: Array, n_threads: int) -> None:
     """Evaluate a function of the softmax family with several axes (or none) as the class axis.
 
     Parameters
@@ -102,9 +100,7 @@ def run_over_axes(
             out[index] = result.reshape(part.shape)
 
 
-def _run_long_rows(
-    run: Runner, operation: str, x: Array, n_rows_axes: int, out: Array, n_threads: int
-) -> None:
+def _run_long_rows(run: Runner, operation: str, x: Array, n_rows_axes: int, out: Array, n_threads: int) -> None:
     """Evaluate rows longer than a block, each in pieces, with float64 between the pieces.
 
     With m the maximum of a row, l the logsumexp of x - m (itself from the logsumexps of the

@@ -1,8 +1,8 @@
 """Compiled kernels on disk, under the package's own key and manners.
 
 Numba's cache looks at the file of one function only, so it misses a change in a helper elsewhere and forgets everything at
-each upgrade (it compares modification times); it raises where it cannot write. Here the key is a digest of the sources that kernels are
-made of, and any trouble with the files costs at most a new compilation.
+each upgrade (it compares modification times); it raises where it cannot write. Here the key is a digest of the sources that
+kernels are made of, and any trouble with the files costs at most a new compilation.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _PACKAGE = Path(__file__).parent
 def sources_digest() -> str:
     """Digest of all modules that a kernel's code can come from."""
     digest = hashlib.sha256()
-    for path in sorted([*_PACKAGE.glob("*.py"), *(_PACKAGE / "kernels").glob("*.py")]):
+    for path in sorted([*_PACKAGE.glob("*.py"), *_PACKAGE.glob("simd/*.py"), *_PACKAGE.glob("kernels/*.py")]):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

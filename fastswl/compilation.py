@@ -57,9 +57,7 @@ class _RoutineLowering(NativeLowering):
 class _RoutineCompiler(CompilerBase):
     def define_pipelines(self):
         manager = DefaultPassBuilder.define_nopython_pipeline(self.state, "routine")
-        manager.passes = [
-            (_RoutineLowering if step is NativeLowering else step, text) for step, text in manager.passes
-        ]
+        manager.passes = [(_RoutineLowering if step is NativeLowering else step, text) for step, text in manager.passes]
         manager.finalize()
         return [manager]
 

@@ -160,7 +160,7 @@ def cross_entropy(
     IndexError: targets[1] is 3, outside [0, 3) for 3 classes, and not ignore_index
     """
     if (
-        (n_threads is None or type(n_threads) is int and n_threads > 0)
+        (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and axis is DEFAULT_AXIS
         and weight is sample_weight is normalizer is softcap is class_mask is out is None
         and ignore_index is DEFAULT_IGNORE_INDEX
@@ -182,18 +182,11 @@ def cross_entropy(
     return loss if loss is not None else per_sample_losses(plan, out)
 
 
-def _small(
-    logits: npt.NDArray[Any], targets: npt.NDArray[Any], reduction: str, grad_out: Any, with_grad: bool
-) -> Any:
+def _small(logits: npt.NDArray[Any], targets: npt.NDArray[Any], reduction: str, grad_out: Any, with_grad: bool) -> Any:
     """Return the result for small contiguous arrays of shapes seen before and no option, None to go the way of all checks."""
     dtype, shape = logits.dtype, logits.shape
     call = lazy.prepared.get((dtype, shape, targets.dtype, reduction, with_grad))
-    if (
-        call is None
-        or targets.shape != shape[:-1]
-        or not logits.flags.c_contiguous
-        or not targets.flags.c_contiguous
-    ):
+    if call is None or targets.shape != shape[:-1] or not logits.flags.c_contiguous or not targets.flags.c_contiguous:
         return None
     if not with_grad:
         value = call(logits, targets, logits)
@@ -201,9 +194,7 @@ def _small(
     grad = grad_out
     if grad is None:
         grad = np.empty(shape, dtype)
-    elif (
-        type(grad) is not np.ndarray or grad.dtype is not dtype or grad.shape != shape or not grad.flags.c_contiguous
-    ):
+    elif type(grad) is not np.ndarray or grad.dtype is not dtype or grad.shape != shape or not grad.flags.c_contiguous:
         return None
     value = call(logits, targets, grad)
     # a negative value refuses; NaN is a result
@@ -285,7 +276,7 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
     0.693147 [[ 0.5 -0.5]]
     """
     if (
-        (n_threads is None or type(n_threads) is int and n_threads > 0)
+        (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and axis is DEFAULT_AXIS
         and weight is sample_weight is normalizer is softcap is class_mask is out is None
         and ignore_index is DEFAULT_IGNORE_INDEX
@@ -296,7 +287,7 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
         and upstream is DEFAULT_UPSTREAM
         and type(logits) is type(targets) is np.ndarray
     ):
-        value = _small(logits, targets, reduction, grad_out, True)
+        value: LossAndGrad | None = _small(logits, targets, reduction, grad_out, True)
         if value is not None:
             return value
     plan, grad = loss_plan(

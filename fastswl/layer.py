@@ -198,9 +198,7 @@ z_loss, logit_scale, softcap, class_mask, n_threads
             return owned
         return OwnedBuffers(np.empty_like(logits, dtype), np.empty_like(logits, dtype))
 
-    def backward(
-        self, dout: float | npt.ArrayLike = 1, out: npt.NDArray[Any] | None = None
-    ) -> npt.NDArray[Any]:
+    def backward(self, dout: float | npt.ArrayLike = 1, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Return the gradient of the last loss with respect to the logits.
 
         Parameters

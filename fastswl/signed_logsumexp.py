@@ -20,9 +20,7 @@ _SMALLEST_QUOTIENT: Final = 1e-40
 _LARGEST_QUOTIENT: Final = 1e40
 
 
-def signed_logsumexp(
-    x: Array, b: Array, axes: tuple[int, ...], out: Array, sign: Array | None
-) -> None:
+def signed_logsumexp(x: Array, b: Array, axes: tuple[int, ...], out: Array, sign: Array | None) -> None:
     """Write log|sum(b * exp(x))| over some axes to `out`, and the sign of the sum to `sign`.
 
     Parameters
@@ -108,11 +106,7 @@ def _rows(x: Array, b: Array, n_rows_axes: int, pieces: list[Index]) -> tuple[Ar
         quotient = factors / shift_b[:, np.newaxis]
         terms = quotient * np.exp(difference)
         size = np.abs(quotient)
-        in_range = (
-            (difference > _LOWEST_DIFFERENCE)
-            & (size > _SMALLEST_QUOTIENT)
-            & (size < _LARGEST_QUOTIENT)
-        )
+        in_range = (difference > _LOWEST_DIFFERENCE) & (size > _SMALLEST_QUOTIENT) & (size < _LARGEST_QUOTIENT)
         in_range |= factors == 0.0
         if not in_range.all():
             far = np.sign(factors) * np.exp(_log_size(values, factors) - shift_z[:, np.newaxis])

@@ -89,7 +89,11 @@ def softmax(
     array([[0.5, 0.5],
            [0. , 1. ]])
     """
-    if type(x) is np.ndarray and axis is DEFAULT_AXIS and (n_threads is None or type(n_threads) is int and n_threads > 0):
+    if (
+        type(x) is np.ndarray
+        and axis is DEFAULT_AXIS
+        and (n_threads is None or (type(n_threads) is int and n_threads > 0))
+    ):
         result = _small("softmax", x, out)
         if result is not None:
             return result
@@ -145,7 +149,11 @@ def log_softmax(
     >>> print(swl.log_softmax([0.0, 0.0]).round(6))
     [-0.693147 -0.693147]
     """
-    if type(x) is np.ndarray and axis is DEFAULT_AXIS and (n_threads is None or type(n_threads) is int and n_threads > 0):
+    if (
+        type(x) is np.ndarray
+        and axis is DEFAULT_AXIS
+        and (n_threads is None or (type(n_threads) is int and n_threads > 0))
+    ):
         result = _small("log_softmax", x, out)
         if result is not None:
             return result
@@ -160,9 +168,7 @@ def _small(operation: str, x: npt.NDArray[Any], out: Any) -> Any:
         return None
     if out is None:
         out = np.empty(shape, dtype)
-    elif (
-        type(out) is not np.ndarray or out.dtype is not dtype or out.shape != shape or not out.flags.c_contiguous
-    ):
+    elif type(out) is not np.ndarray or out.dtype is not dtype or out.shape != shape or not out.flags.c_contiguous:
         return None
     return out if call(x, out) == 0.0 else None
 
@@ -265,14 +271,10 @@ def logsumexp(
         try:
             array, factors = np.broadcast_arrays(array, factors)
         except ValueError:
-            raise ValueError(
-                f"b of shape {factors.shape} does not broadcast with x of shape {array.shape}"
-            ) from None
+            raise ValueError(f"b of shape {factors.shape} does not broadcast with x of shape {array.shape}") from None
     last = axis is DEFAULT_AXIS and array.ndim > 0
     axes = (array.ndim - 1,) if last else class_axes(axis, array.ndim)
-    rows = (
-        array.shape[:-1] if last else tuple(n for i, n in enumerate(array.shape) if i not in axes)
-    )
+    rows = array.shape[:-1] if last else tuple(n for i, n in enumerate(array.shape) if i not in axes)
     shape = tuple(1 if i in axes else n for i, n in enumerate(array.shape)) if keepdims else rows
     if out is None:
         target = result = np.empty(shape, dtype)
@@ -295,9 +297,7 @@ def logsumexp(
         if last:
             lazy.dispatch.run_softmax_family("logsumexp", array, row_target, threads)
         else:
-            run_over_axes(
-                lazy.dispatch.run_softmax_family, "logsumexp", array, axes, row_target, threads
-            )
+            run_over_axes(lazy.dispatch.run_softmax_family, "logsumexp", array, axes, row_target, threads)
         if sign is not None:
             sign[...] = np.where(target == -np.inf, 0.0, np.where(np.isnan(target), np.nan, 1.0))
     value = result if out is not None or result.ndim else result[()]

@@ -7,11 +7,12 @@ import ctypes
 import importlib.metadata
 import os
 import threading
+from typing import Any
 
 import numba
 
 _PARALLEL_LOCK = threading.Lock()
-_state = {"n_threads": None, "tbb_loaded": False, "parallel_pid": None}
+_state: dict[str, Any] = {"n_threads": None, "tbb_loaded": False, "parallel_pid": None}
 
 
 def _available_processors() -> int:
@@ -22,7 +23,8 @@ def _available_processors() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count()
-    return max(1, min(count or 1, numba.config.NUMBA_NUM_THREADS))
+    limit: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return max(1, min(count or 1, limit))
 
 
 def get_num_threads() -> int:
@@ -40,7 +42,7 @@ def get_num_threads() -> int:
     >>> swl.get_num_threads() >= 1
     True
     """
-    count = _state["n_threads"]
+    count: int | None = _state["n_threads"]
     if count is None:
         count = _state["n_threads"] = _available_processors()
     return count
@@ -92,8 +94,9 @@ def threading_layer() -> str:
     prepare_parallel()
     from numba.np.ufunc import parallel
 
-    parallel._launch_threads()
-    return numba.threading_layer()
+    parallel._launch_threads()  # type: ignore[no-untyped-call]
+    layer: str = numba.threading_layer()  # type: ignore[attr-defined]
+    return layer
 
 
 def prepare_parallel() -> None:
@@ -121,14 +124,14 @@ def prepare_parallel() -> None:
             return
 
 
-def parallel_entry():
-    """A context for one parallel region, or None where only the serial path is safe.
+def parallel_entry() -> "_Nothing | None":
+    """Return a context for one parallel region, or None where only the serial path is safe.
 
     GNU OpenMP cannot run in a child that was forked after a parallel region; the workqueue layer takes one caller at a time.
     """
     layer = _state.get("layer")
     if layer is None:
-        layer = _state["layer"] = numba.threading_layer()
+        layer = _state["layer"] = threading_layer()
         _state["parallel_pid"] = os.getpid()
     if layer == "tbb":
         return _NOTHING
@@ -140,20 +143,20 @@ def parallel_entry():
 
 
 class _Nothing:
-    def __enter__(self):
-        return self
+    def __enter__(self) -> None:
+        return None
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         return None
 
 
-class _OneAtATime:
+class _OneAtATime(_Nothing):
     """Holds the lock of the workqueue layer, already taken."""
 
-    def __enter__(self):
-        return self
+    def __enter__(self) -> None:
+        return None
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         _PARALLEL_LOCK.release()
 
 

@@ -6,7 +6,7 @@ number of rows, the machine or the threads, so a row's bits don't depend on thos
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastswl.kernels.part import PART_BYTES, PART_VECTORS
 from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, Plan
@@ -66,9 +66,11 @@ class Route(NamedTuple):
     """All that shapes, strides and options decide of a call; arrays are named as in `Plan`."""
 
     walk: Walk
-    fields: dict  # of the plan, but for addresses
+    fields: dict[str, Any]  # of the plan, but for addresses
     fixed: bytes  # the same packed
-    pieces: tuple  # for each part of the rows that two strides describe: what to add to each array's address
+    pieces: tuple[
+        tuple[int, ...], ...
+    ]  # for each part of the rows that two strides describe: what to add to each array's address
     n_blocks: int
     n_rows: int  # of a piece
 
@@ -86,7 +88,7 @@ class Options(NamedTuple):
     softcap: float = 0.0
 
 
-def ordered_rows(shape: tuple, strides: tuple) -> tuple[list, list]:
+def ordered_rows(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> tuple[list[int], list[list[int]]]:
     """Merge the axes of the rows where every array allows it: lengths, and for each array the strides.
 
     Axes of length 1 go, the others are put in order of the first array's strides, so that neighbours in memory are
@@ -94,8 +96,8 @@ def ordered_rows(shape: tuple, strides: tuple) -> tuple[list, list]:
     """
     axes = [i for i, length in enumerate(shape) if length != 1]
     axes.sort(key=lambda i: -abs(strides[0][i]))
-    lengths: list = []
-    merged: list = [[] for _ in strides]
+    lengths: list[int] = []
+    merged: list[list[int]] = [[] for _ in strides]
     for axis in axes:
         length = shape[axis]
         if lengths and all(own[-1] == array[axis] * length for own, array in zip(merged, strides, strict=True)):
@@ -115,14 +117,25 @@ def ordered_rows(shape: tuple, strides: tuple) -> tuple[list, list]:
 
 @functools.lru_cache(maxsize=1024)
 def find_route(
-    storage: str, shape: tuple, names: tuple, strides: tuple, class_strides: tuple, areas: int, options: Options
+    storage: str,
+    shape: tuple[int, ...],
+    names: tuple[str, ...],
+    strides: tuple[tuple[int, ...], ...],
+    class_strides: tuple[int, ...],
+    areas: int,
+    options: Options,
 ) -> Route:
     """Find the route of a call: `shape` with the class axis last; `strides` of the rows of each array in `names`.
 
     Kept for the next call of the same shapes: finding it takes ten times as long as a small kernel.
     """
     lengths, merged = ordered_rows(shape[:-1], strides)
-    fields = {**options._asdict(), "n_classes": shape[-1], "n_outer": lengths[-2], "n_inner": lengths[-1]}
+    fields: dict[str, Any] = {
+        **options._asdict(),
+        "n_classes": shape[-1],
+        "n_outer": lengths[-2],
+        "n_inner": lengths[-1],
+    }
     for name, own, class_stride in zip(names, merged, class_strides, strict=True):
         fields[f"{name}_outer"], fields[f"{name}_inner"] = own[-2:]
         if f"{name}_class" in Plan._fields:
@@ -145,6 +158,6 @@ def find_route(
     return Route(walk, fields, fixed, pieces, -(-steps // steps_per_block), n_rows)
 
 
-def pack_fixed(fields: dict) -> bytes:
+def pack_fixed(fields: dict[str, Any]) -> bytes:
     """Pack the words of a plan that are no addresses."""
     return FIXED_LAYOUT.pack(*(fields.get(name, 0) for name in Plan._fields[CHANGING:]))

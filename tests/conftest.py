@@ -141,9 +141,7 @@ LAYOUTS: dict[str, Callable] = {
     )
 }
 
-INTEGER_DTYPES = tuple(
-    np.dtype(f"{sign}int{bits}") for bits in (8, 16, 32, 64) for sign in ("", "u")
-)
+INTEGER_DTYPES = tuple(np.dtype(f"{sign}int{bits}") for bits in (8, 16, 32, 64) for sign in ("", "u"))
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -157,9 +155,7 @@ def layout(request, tmp_path):
     return make
 
 
-@pytest.fixture(
-    params=["float16", "bfloat16", "float32", "float64", "bool", *map(str, INTEGER_DTYPES)]
-)
+@pytest.fixture(params=["float16", "bfloat16", "float32", "float64", "bool", *map(str, INTEGER_DTYPES)])
 def any_dtype(request) -> np.dtype:
     """Every dtype that logits may have."""
     if request.param == "bfloat16":

@@ -253,9 +253,7 @@ def reference_cross_entropy(
     share = np.where(active, share * samples, 0)
     if x.size:
         one_target = by_index and label_smoothing == 0
-        losses, loss_terms, grad, grad_terms = _loss_and_gradient(
-            z, q, LONG(z_loss), slope, one_target
-        )
+        losses, loss_terms, grad, grad_terms = _loss_and_gradient(z, q, LONG(z_loss), slope, one_target)
     else:
         losses, loss_terms, grad, grad_terms = np.zeros(n, LONG), np.zeros(n, LONG), x, x
 
@@ -312,9 +310,7 @@ def _loss_and_gradient(z, q, z_loss, slope, one_target):
         p = rows.e / s
         grad = pushed - pulled + 2 * z_loss * lse[:, None] * p
         difference = (q != 0) & (not one_target)
-        grad_terms = np.where(
-            difference, np.maximum(np.abs(mass * p), np.abs(q)), np.abs(pushed - pulled)
-        )
+        grad_terms = np.where(difference, np.maximum(np.abs(mass * p), np.abs(q)), np.abs(pushed - pulled))
         grad_terms = np.maximum(grad_terms, 2 * z_loss * lse_size[:, None] * p)
         grad = np.where(np.isneginf(z), 0, grad) * slope  # 0 at -inf, also where the target is
         grad_terms = grad_terms * np.abs(slope)

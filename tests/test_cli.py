@@ -94,9 +94,7 @@ def test_an_error_is_one_line_and_status_2(capsys, argv, words):
 
 
 def test_the_module_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "fastswl.cli", "explain", "nan"], text=True, capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-m", "fastswl.cli", "explain", "nan"], text=True, capture_output=True)
     assert done.returncode == 2
     assert done.stderr == "fastswl explain: error: logits must be finite, not nan\n"
 
@@ -156,9 +154,7 @@ def test_explain_shows_every_kind_of_node_and_y_minus_t(capsys):
 
 
 def test_explain_takes_negative_numbers_and_has_a_default(capsys):
-    assert "Logits -1000, -0.5; target: class 1" in run(
-        capsys, "explain", "-1e3", "-.5", "--target", "1"
-    )
+    assert "Logits -1000, -0.5; target: class 1" in run(capsys, "explain", "-1e3", "-.5", "--target", "1")
     assert "y3 - t3" in run(capsys, "explain")
 
 
@@ -385,9 +381,7 @@ def test_warmup_fills_the_cache(tmp_path):
     assert f"cache: {tmp_path}" in done.stdout
     after_warmup = files(tmp_path)
     assert after_warmup
-    code = (
-        "from fastswl.cli.warmup import CASES, run_job\nfor case in CASES: run_job('float32', case)"
-    )
+    code = "from fastswl.cli.warmup import CASES, run_job\nfor case in CASES: run_job('float32', case)"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert files(tmp_path) == after_warmup
 

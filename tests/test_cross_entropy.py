@@ -54,9 +54,7 @@ def test_each_option(option, kind, dtype, reduction):
         targets = TARGET_KINDS[kind](rng, x, axis)
         options = OPTIONS[option](rng, x, axis) | {"reduction": reduction}
         got = swl.cross_entropy(x, targets, axis, **options)
-        assert_loss(
-            got, reference_cross_entropy(x, targets, axis, **options), x.dtype, reduction, option
-        )
+        assert_loss(got, reference_cross_entropy(x, targets, axis, **options), x.dtype, reduction, option)
 
 
 @pytest.mark.parametrize("seed", range(120))

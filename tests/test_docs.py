@@ -30,9 +30,7 @@ def run(test: doctest.DocTest) -> None:
 
 def test_readme():
     blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
-    examples = doctest.DocTestParser().get_doctest(
-        "\n".join(blocks), {}, "README.md", str(README), 0
-    )
+    examples = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "README.md", str(README), 0)
     assert len(examples.examples) >= len(blocks) > 0
     run(examples)
 

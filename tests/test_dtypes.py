@@ -70,9 +70,7 @@ def test_loss_and_gradient(any_dtype, shape, axis, kind):
     targets = make(rng, x.astype(compute), axis)
     for reduction in ("none", "mean"):
         got = swl.cross_entropy_value_and_grad(x, targets, axis, reduction=reduction)
-        wide = swl.cross_entropy_value_and_grad(
-            x.astype(compute), targets, axis, reduction=reduction
-        )
+        wide = swl.cross_entropy_value_and_grad(x.astype(compute), targets, axis, reduction=reduction)
         assert got.grad.dtype == (any_dtype if is_half(any_dtype) else np.dtype(compute))
         assert same_bits(got.grad, expected(wide.grad, any_dtype))
         assert same_bits(got.loss, wide.loss)

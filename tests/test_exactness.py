@@ -153,8 +153,7 @@ def test_small_losses_keep_their_relative_accuracy(classes, dtype, targets):
             gap_there = x[:, classes // 2] - offset
             with mpmath.workdps(400):
                 exact = [
-                    to_longdouble(mpmath.log1p((classes - 1) * mpmath.exp(-mpmath.mpf(float(g)))))
-                    for g in gap_there
+                    to_longdouble(mpmath.log1p((classes - 1) * mpmath.exp(-mpmath.mpf(float(g))))) for g in gap_there
                 ]
             y = np.full(len(gaps), classes // 2)
             t = y if targets == "indices" else placed(np.eye(classes)[y], axis)

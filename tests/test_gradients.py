@@ -81,9 +81,7 @@ def check(x, targets, axis, options, reduction, rng):
         losses = swl.cross_entropy(z, targets, axis, reduction=reduction, **options)
         return float(np.sum(upstream * losses))
 
-    grad = swl.cross_entropy_value_and_grad(
-        x, targets, axis, reduction=reduction, upstream=upstream, **options
-    ).grad
+    grad = swl.cross_entropy_value_and_grad(x, targets, axis, reduction=reduction, upstream=upstream, **options).grad
     np.testing.assert_allclose(grad, numeric_gradient(value, x), rtol=1e-8, atol=1e-9)
 
 

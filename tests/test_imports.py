@@ -20,6 +20,8 @@ LAYERS = [
     ["fastswl.blocks", "fastswl.compilation"],
     ["fastswl.vectormath", "fastswl.signed_logsumexp"],
     ["fastswl.kernels"],
+    ["fastswl.walks"],
+    ["fastswl.running"],
     ["fastswl.dispatch"],
     ["fastswl.lazy"],
     ["fastswl.functions", "fastswl.softmax_family"],
@@ -34,7 +36,6 @@ MAY_IMPORT = {
     "numba": [
         "fastswl.cache",
         "fastswl.compilation",
-        "fastswl.dispatch",
         "fastswl.kernels",
         "fastswl.simd",
         "fastswl.threads",
@@ -48,9 +49,7 @@ MAY_IMPORT = {
 }
 
 MODULES = {
-    ".".join(("fastswl", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
-        ".__init__"
-    ): path
+    ".".join(("fastswl", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
@@ -62,10 +61,7 @@ def within(module: str, package: str) -> bool:
 def layer_of(module: str) -> tuple[int, str]:
     """Height of the layer, and the entry of the table that the module belongs to."""
     entries = [
-        (len(name), height, name)
-        for height, layer in enumerate(LAYERS)
-        for name in layer
-        if within(module, name)
+        (len(name), height, name) for height, layer in enumerate(LAYERS) for name in layer if within(module, name)
     ]
     _, height, name = max(entries)
     return height, name

@@ -142,9 +142,7 @@ def test_layout_of_the_targets():
 
     def run(y, t, weight, samples, mask):
         for targets in (y, t):
-            yield swl.cross_entropy_value_and_grad(
-                x, targets, weight=weight, sample_weight=samples, class_mask=mask
-            )
+            yield swl.cross_entropy_value_and_grad(x, targets, weight=weight, sample_weight=samples, class_mask=mask)
 
     expected = list(run(y, t, weight, samples, mask))
     for view in zip(*map(views, (y, t, weight, samples, mask)), strict=True):
@@ -186,9 +184,7 @@ def test_memory_between_strided_outputs_is_left_alone():
         memory = np.full(tuple(2 * s for s in shape), 7, np.float32)
         inside = tuple(slice(None, None, 2) for _ in shape)
         swl.softmax(x, axis, out=memory[inside])
-        swl.cross_entropy_value_and_grad(
-            x, class_indices(rng, x, axis), axis, grad_out=memory[inside]
-        )
+        swl.cross_entropy_value_and_grad(x, class_indices(rng, x, axis), axis, grad_out=memory[inside])
         memory[inside] = 7
         assert np.all(memory == 7)
 

@@ -56,10 +56,7 @@ def test_every_published_case_was_found():
 def run(node, inputs, dtypes):
     """Evaluate one node by the reference implementation of ONNX."""
     helper = onnx.helper
-    values = [
-        helper.make_tensor_value_info(name, dtype, None)
-        for name, dtype in zip(node.input, dtypes, strict=True)
-    ]
+    values = [helper.make_tensor_value_info(name, dtype, None) for name, dtype in zip(node.input, dtypes, strict=True)]
     results = [helper.make_tensor_value_info(name, dtypes[0], None) for name in node.output]
     graph = helper.make_graph([node], "graph", values, results)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])

@@ -159,9 +159,7 @@ def test_gradient_over_a_vector_that_is_still_needed(argument, n):
         targets = arguments.pop("targets")
 
         def run(targets=targets, arguments=arguments):
-            return swl.cross_entropy_value_and_grad(
-                x, targets, reduction="none", grad_out=grad_out, **arguments
-            )
+            return swl.cross_entropy_value_and_grad(x, targets, reduction="none", grad_out=grad_out, **arguments)
 
         def check(result, exact=exact):
             assert_ulp(result.grad, exact.grad, 6, exact.grad_terms)

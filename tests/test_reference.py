@@ -89,9 +89,7 @@ def test_softmax_family_against_scipy(axis):
     b = np.random.default_rng(1).normal(0, 1, (3, 1, 5))
     b[0, 0, 2] = 0
     np.testing.assert_allclose(reference_softmax(x, axis), special.softmax(x, axis), rtol=1e-13)
-    np.testing.assert_allclose(
-        reference_log_softmax(x, axis), special.log_softmax(x, axis), rtol=1e-13
-    )
+    np.testing.assert_allclose(reference_log_softmax(x, axis), special.log_softmax(x, axis), rtol=1e-13)
     for options in ({}, {"keepdims": True}, {"b": b}, {"b": b, "return_sign": True}):
         ours = reference_logsumexp(x, axis, **options)
         theirs = special.logsumexp(x, axis, **options)
@@ -151,12 +149,8 @@ def test_loss_and_gradient_against_torch(kind, reduction):
             label_smoothing=smoothing,
             reduction=reduction,
         )
-        np.testing.assert_allclose(
-            ours.loss.astype(float), loss.detach().numpy(), rtol=1e-12, atol=1e-14
-        )
-        np.testing.assert_allclose(
-            ours.grad.astype(float), logits.grad.numpy(), rtol=1e-11, atol=1e-14
-        )
+        np.testing.assert_allclose(ours.loss.astype(float), loss.detach().numpy(), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(ours.grad.astype(float), logits.grad.numpy(), rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", TARGET_KINDS)
@@ -224,9 +218,7 @@ def test_masked_class_is_a_class_that_is_not_there():
     options = {"label_smoothing": 0.2, "z_loss": 0.1, "reduction": "none"}
     w = np.array([1.0, 2, 3, 4])
     masked = reference_cross_entropy(x, y, class_mask=kept, weight=w, **options)
-    without = reference_cross_entropy(
-        x[:, kept], np.array([0, 1, 2, 1, 0]), weight=w[kept], **options
-    )
+    without = reference_cross_entropy(x[:, kept], np.array([0, 1, 2, 1, 0]), weight=w[kept], **options)
     np.testing.assert_array_equal(masked.rows, without.rows)
     np.testing.assert_allclose(masked.grad[:, kept], without.grad, rtol=1e-17, atol=1e-19)
     assert np.all(masked.grad[:, 1] == 0)

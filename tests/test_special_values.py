@@ -89,9 +89,7 @@ def call_loss(**options):
         if targets.ndim == 2 and axis == 0:
             targets = np.ascontiguousarray(targets.T)
         named = dict(zip(("sample_weight",), samples, strict=False))
-        return tuple(
-            swl.cross_entropy_value_and_grad(x, targets, axis, reduction="none", **named, **options)
-        )
+        return tuple(swl.cross_entropy_value_and_grad(x, targets, axis, reduction="none", **named, **options))
 
     return function
 
@@ -189,9 +187,7 @@ def test_ignored_rows_are_never_read(classes, dtype, axis):
     ordinary_y = np.where(rows, 0, y)
     for logits in (x, hostile):
         by_index = swl.cross_entropy_value_and_grad(logits, y, axis)
-        by_weight = swl.cross_entropy_value_and_grad(
-            logits, ordinary_y, axis, sample_weight=weights
-        )
+        by_weight = swl.cross_entropy_value_and_grad(logits, ordinary_y, axis, sample_weight=weights)
         alone = swl.cross_entropy(logits, y, axis)
         if logits is x:
             expected = by_index, by_weight, alone

@@ -60,9 +60,7 @@ def test_cross_entropy(kind, reduction, shape, dtype):
         targets = np.array(made)
         if kind == "indices" and targets.ndim:
             targets.reshape(-1)[::3] = ignore_index
-        theirs, their_grad = torch_result(
-            x, targets, kind, weight, ignore_index, smoothing, reduction
-        )
+        theirs, their_grad = torch_result(x, targets, kind, weight, ignore_index, smoothing, reduction)
         loss, grad = swl.cross_entropy_value_and_grad(
             x,
             targets,
@@ -75,9 +73,7 @@ def test_cross_entropy(kind, reduction, shape, dtype):
         what = f"weight {weight}, ignore_index {ignore_index}, smoothing {smoothing}"
         loss_tolerance = TOLERANCE["float64" if dtype == "float64" else "float32"]
         np.testing.assert_allclose(loss, theirs, **loss_tolerance, err_msg=what)
-        np.testing.assert_allclose(
-            grad.astype(their_grad.dtype), their_grad, **TOLERANCE[dtype], err_msg=what
-        )
+        np.testing.assert_allclose(grad.astype(their_grad.dtype), their_grad, **TOLERANCE[dtype], err_msg=what)
         alone = swl.cross_entropy(
             x,
             targets,
@@ -119,9 +115,7 @@ def test_all_weights_zero(smoothing):
     x = np.random.default_rng(3).normal(size=(4, 3))
     y = np.array([0, 1, -100, 2])
     theirs, their_grad = torch_result(x, y, "indices", np.zeros(3), -100, smoothing, "mean")
-    loss, grad = swl.cross_entropy_value_and_grad(
-        x, y, weight=np.zeros(3), label_smoothing=smoothing
-    )
+    loss, grad = swl.cross_entropy_value_and_grad(x, y, weight=np.zeros(3), label_smoothing=smoothing)
     np.testing.assert_array_equal(loss, theirs)
     np.testing.assert_array_equal(grad, their_grad)
 

@@ -14,9 +14,7 @@ Array = npt.NDArray[Any]
 _FLOAT16: Final = np.dtype(np.float16)
 _FLOAT32: Final = np.dtype(np.float32)
 _FLOAT64: Final = np.dtype(np.float64)
-_INTEGERS: Final = tuple(
-    np.dtype(code) for code in ("b", "B", "h", "H", "i", "I", "l", "L", "q", "Q")
-)
+_INTEGERS: Final = tuple(np.dtype(code) for code in ("b", "B", "h", "H", "i", "I", "l", "L", "q", "Q"))
 
 #: dtype of gradients and probabilities, by the dtype of the input (native byte order)
 RESULT_DTYPE: Final[dict[np.dtype[Any], np.dtype[Any]]] = {
@@ -80,8 +78,7 @@ def as_array(name: str, value: object) -> Array:
     native = array.dtype.newbyteorder("=")
     if native not in RESULT_DTYPE and not _register_bfloat16(native):
         raise TypeError(
-            f"{name} has dtype {array.dtype}; supported are bool, integers, float16, bfloat16, "
-            "float32 and float64"
+            f"{name} has dtype {array.dtype}; supported are bool, integers, float16, bfloat16, float32 and float64"
         )
     if array.dtype != native or not array.flags.aligned:
         array = array.astype(native)
@@ -135,9 +132,7 @@ def check_finite_non_negative(name: str, array: Array) -> None:
     first = int(np.argmin((array >= 0.0) & (array < np.inf)))
     position = tuple(int(i) for i in np.unravel_index(first, array.shape))
     where = "" if not position else f" at index {position[0] if len(position) == 1 else position}"
-    raise ValueError(
-        f"{name} must be finite and non-negative, got {float(array[position])!r}{where}"
-    )
+    raise ValueError(f"{name} must be finite and non-negative, got {float(array[position])!r}{where}")
 
 
 def promoted_dtype(first: np.dtype[Any], second: np.dtype[Any]) -> np.dtype[Any]:

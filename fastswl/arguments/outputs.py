@@ -58,9 +58,7 @@ def check_output(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype
         if not flags.aligned:
             raise ValueError(f"{name} is not aligned for dtype {dtype}")
         if _overlaps_itself(out):
-            raise ValueError(
-                f"{name} has elements that share memory (shape {out.shape}, strides {out.strides})"
-            )
+            raise ValueError(f"{name} has elements that share memory (shape {out.shape}, strides {out.strides})")
     return out if type(out) is np.ndarray else out.view(np.ndarray)
 
 
@@ -110,10 +108,7 @@ def same_elements(first: Array, second: Array) -> bool:
         first.dtype == second.dtype
         and first.shape == second.shape
         and first.__array_interface__["data"][0] == second.__array_interface__["data"][0]
-        and all(
-            a == b or n == 1
-            for a, b, n in zip(first.strides, second.strides, first.shape, strict=True)
-        )
+        and all(a == b or n == 1 for a, b, n in zip(first.strides, second.strides, first.shape, strict=True))
     )
 
 

@@ -75,9 +75,7 @@ def empty_error() -> ValueError:
     >>> print(empty_error())
     empty='raise': the divisor of the mean is zero (no rows, all ignored, or all weights 0)
     """
-    return ValueError(
-        "empty='raise': the divisor of the mean is zero (no rows, all ignored, or all weights 0)"
-    )
+    return ValueError("empty='raise': the divisor of the mean is zero (no rows, all ignored, or all weights 0)")
 
 
 def read_logits(logits: object, axis: object) -> tuple[Array, int]:
@@ -186,9 +184,7 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, upstream, out, grad
             softcap,
         )
         if probabilities and ignore_index >= 0:
-            raise ValueError(
-                f"ignore_index must be negative with probability targets, got {ignore_index}"
-            )
+            raise ValueError(f"ignore_index must be negative with probability targets, got {ignore_index}")
 
     if weight is not None:
         weight = _class_weights(weight, shape[axis_number])
@@ -202,11 +198,7 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, upstream, out, grad
     loss = None
     if reduction == "none":
         loss_dtype = LOSS_DTYPE[dtype]
-        loss = (
-            np.empty(rows, loss_dtype)
-            if out is None
-            else check_output("out", out, rows, loss_dtype)
-        )
+        loss = np.empty(rows, loss_dtype) if out is None else check_output("out", out, rows, loss_dtype)
     elif out is not None:
         raise ValueError(f"out goes with reduction='none' only, got reduction={reduction!r}")
 
@@ -246,9 +238,7 @@ def _class_weights(weight: object, n_classes: int) -> Array:
     """Return class weights as a contiguous float64 array of shape (C,), non-negative and finite."""
     array = as_float64("weight", weight)
     if array.shape != (n_classes,):
-        raise ValueError(
-            f"weight has shape {array.shape}, the logits have {n_classes} classes: ({n_classes},)"
-        )
+        raise ValueError(f"weight has shape {array.shape}, the logits have {n_classes} classes: ({n_classes},)")
     check_finite_non_negative("weight", array)
     return np.ascontiguousarray(array)
 
@@ -261,8 +251,7 @@ def _sample_weights(sample_weight: object, rows: tuple[int, ...]) -> Array:
             array = np.broadcast_to(array, rows)
         except ValueError:
             raise ValueError(
-                f"sample_weight of shape {array.shape} does not broadcast to the per-sample shape "
-                f"{rows}"
+                f"sample_weight of shape {array.shape} does not broadcast to the per-sample shape {rows}"
             ) from None
     check_finite_non_negative("sample_weight", array)
     return array
@@ -289,9 +278,7 @@ def _class_mask(class_mask: object, shape: tuple[int, ...], axis: int) -> Array:
         ) from None
 
 
-def check_upstream(
-    name: str, upstream: object, reduction: str, rows: tuple[int, ...]
-) -> float | Array:
+def check_upstream(name: str, upstream: object, reduction: str, rows: tuple[int, ...]) -> float | Array:
     """Return the gradient from above: a float, or with reduction "none" an array like the losses.
 
     Raises
@@ -315,9 +302,7 @@ def check_upstream(
     if array.ndim == 0:
         return real_number(name, upstream)
     if reduction != "none":
-        raise ValueError(
-            f"{name} must be a number unless reduction='none', got an array of shape {array.shape}"
-        )
+        raise ValueError(f"{name} must be a number unless reduction='none', got an array of shape {array.shape}")
     if array.shape != rows:
         raise ValueError(f"{name} has shape {array.shape}, the per-sample losses have shape {rows}")
     return array

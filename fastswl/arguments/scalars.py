@@ -175,9 +175,7 @@ def loss_scalars(
     if normalizer is not None:
         divisor = _number_in("normalizer", normalizer, 0.0, _LARGEST, "finite and non-negative")
         if checked_reduction != "mean":
-            raise ValueError(
-                f"normalizer goes with reduction='mean' only, got reduction={checked_reduction!r}"
-            )
+            raise ValueError(f"normalizer goes with reduction='mean' only, got reduction={checked_reduction!r}")
     checked_empty = _word("empty", empty, EMPTY_RULES)
     return (
         checked_index,

@@ -6,9 +6,7 @@ from fastswl.arguments.arrays import INDEX_DTYPES, Array, as_array
 from fastswl.arguments.axes import axis_last
 
 
-def read_targets(
-    targets: object, shape: tuple[int, ...], rows: tuple[int, ...], axis: int
-) -> tuple[Array, bool]:
+def read_targets(targets: object, shape: tuple[int, ...], rows: tuple[int, ...], axis: int) -> tuple[Array, bool]:
     """Read the targets and tell which kind they are.
 
     Parameters
@@ -88,6 +86,5 @@ def index_error(targets: Array, first_flat_position: int, n_classes: int) -> Ind
     else:
         place = f"targets[{position}]" if position else "targets"
     return IndexError(
-        f"{place} is {int(targets[position])}, outside [0, {n_classes}) for {n_classes} classes, "
-        "and not ignore_index"
+        f"{place} is {int(targets[position])}, outside [0, {n_classes}) for {n_classes} classes, and not ignore_index"
     )

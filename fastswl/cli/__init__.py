@@ -37,9 +37,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="command", required=True, parser_class=_Parser)
     for name, (module, text) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=text, description=module.__doc__, allow_abbrev=False
-        )
+        command = commands.add_parser(name, help=text, description=module.__doc__, allow_abbrev=False)
         module.configure(command)
         command.set_defaults(run=module.run, prog=command.prog)
     return parser

@@ -88,9 +88,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=20, help="passes over the images (20)")
     parser.add_argument("--batch-size", type=int, default=100, help="images a step (100)")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the training (0)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("fastswl-demo.png"), help="the picture (fastswl-demo.png)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("fastswl-demo.png"), help="the picture (fastswl-demo.png)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -113,13 +111,9 @@ def run(arguments: argparse.Namespace) -> None:
     with progress("epoch", arguments.epochs, stream) as epochs_done:
 
         def report(epoch: Epoch) -> None:
-            epochs_done.advance(
-                f"loss {epoch.train_loss:.4f}, test accuracy {epoch.test_accuracy:.3f}"
-            )
+            epochs_done.advance(f"loss {epoch.train_loss:.4f}, test accuracy {epoch.test_accuracy:.3f}")
 
-        network, comparison, epochs = train(
-            digits, arguments.epochs, arguments.batch_size, arguments.seed, report
-        )
+        network, comparison, epochs = train(digits, arguments.epochs, arguments.batch_size, arguments.seed, report)
     _draw(network, digits, epochs, arguments.out)
     results = {
         "test_accuracy": epochs[-1].test_accuracy,
@@ -143,9 +137,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for option, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
         value = getattr(arguments, option)
         if value < least:
-            raise CommandError(
-                f"--{option.replace('_', '-')} must be at least {least}, not {value}"
-            )
+            raise CommandError(f"--{option.replace('_', '-')} must be at least {least}, not {value}")
     if arguments.batch_size > N_TRAIN:
         raise CommandError(f"--batch-size must be at most {N_TRAIN}, not {arguments.batch_size}")
     if importlib.util.find_spec("matplotlib") is None:
@@ -247,8 +239,7 @@ def _as_text(results: dict[str, Any]) -> str:
                     ("test accuracy", f"{results['test_accuracy']:.3f}"),
                     (
                         "loss layer, a batch",
-                        f"{ours:.1f} us; in plain NumPy {plain:.1f} us "
-                        f"({plain / ours:.1f} times as long)",
+                        f"{ours:.1f} us; in plain NumPy {plain:.1f} us ({plain / ours:.1f} times as long)",
                     ),
                     ("largest difference of losses", f"{results['largest_loss_difference']:.1e}"),
                     ("first call of the layer", f"{results['first_call_seconds']:.2f} s"),

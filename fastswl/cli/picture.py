@@ -34,8 +34,7 @@ def draw(
     figure = Figure(figsize=(12, 9), dpi=110, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(
-        f"{len(labels):,} digits the network had never seen: "
-        f"{epochs[-1].test_accuracy:.1%} recognised",
+        f"{len(labels):,} digits the network had never seen: {epochs[-1].test_accuracy:.1%} recognised",
         fontsize=16,
         color=_INK,
     )
@@ -128,8 +127,7 @@ def _draw_wrong(
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:_N_WRONG]
     figure.suptitle(
-        "The most confidently wrong: what the network said and what the digit is, "
-        "each with its probability",
+        "The most confidently wrong: what the network said and what the digit is, each with its probability",
         x=0.012,
         ha="left",
         fontsize=11,

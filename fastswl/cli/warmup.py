@@ -101,13 +101,10 @@ def _dtype(name: str) -> Any:
 def _run_in_process(dtype: str, case: str) -> float:
     """Run one job in a new interpreter; return its seconds."""
     code = (
-        f"import sys; sys.path[:] = {sys.path!r}; "
-        f"from fastswl.cli.warmup import run_job; run_job({dtype!r}, {case!r})"
+        f"import sys; sys.path[:] = {sys.path!r}; from fastswl.cli.warmup import run_job; run_job({dtype!r}, {case!r})"
     )
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise CommandError(f"{dtype}, {case}: {lines[-1]}")

@@ -434,7 +434,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                 sum_up_tile(storage, target_storage, plan, table, outer, row, min(rows, end - row))
                 table += tile_bytes
             table = scratch
-            for row in range(inner, end, rows):
+            for _ in range(inner, end, rows):
                 finish_rows(storage, plan, table)
                 table += tile_bytes
             if plan.operation == LOGSUMEXP or plan.operation == LOSS:

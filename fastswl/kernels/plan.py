@@ -76,6 +76,7 @@ class Plan(NamedTuple):
     logit_scale: float
     softcap: float  # 0 for none
 
+
 _FLOAT_FIELDS = {"row_factor", "label_smoothing", "weight_total", "z_loss", "logit_scale", "softcap"}
 _WORDS = Words(
     "plan",

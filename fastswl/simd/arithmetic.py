@@ -1,0 +1,213 @@
+"""Arithmetic beyond the operators: fused multiply-add, choice, bits, conversions, lanes."""
+
+import llvmlite.ir as ir
+from numba.core import cgutils, types
+from numba.extending import (
+    intrinsic,
+)
+
+from fastswl.simd.operators import splat
+from fastswl.simd.types import I1, I32, Vector, target_has
+
+
+@intrinsic
+def broadcast(typingctx, storage, scalar):
+    """A vector with `scalar` in every lane."""
+    vector = storage.vector
+    return vector(storage, vector), lambda context, builder, sig, args: args[1]
+
+
+@intrinsic
+def splat_like(typingctx, vector, scalar):
+    """A vector of the type of the first argument with `scalar` in every lane."""
+    return vector(vector, vector), lambda context, builder, sig, args: args[1]
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """`a*b + c` in one rounding; two roundings where the target has no fused multiply-add (there it would be a call)."""
+    vector = next(ty for ty in (a, b, c) if isinstance(ty, Vector))
+
+    def codegen(context, builder, sig, args):
+        if not target_has(context, "fma"):
+            return builder.fadd(builder.fmul(args[0], args[1]), args[2])
+        return _call_intrinsic(builder, "llvm.fma", args[0].type, args)
+
+    return vector(vector, vector, vector), codegen
+
+
+def _suffix(llvm_type):
+    if isinstance(llvm_type, ir.VectorType):
+        return f"v{llvm_type.count}{_suffix(llvm_type.element)}"
+    if isinstance(llvm_type, ir.FloatType):
+        return "f32"
+    if isinstance(llvm_type, ir.DoubleType):
+        return "f64"
+    return f"i{llvm_type.width}"
+
+
+def _call_intrinsic(builder, name, llvm_type, args):
+    function_type = ir.FunctionType(llvm_type, [arg.type for arg in args])
+    function = cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{_suffix(llvm_type)}")
+    return builder.call(function, args)
+
+
+@intrinsic
+def by_type(typingctx, storage, for_float32, for_float64):
+    """The first or the second value, by the arithmetic type of `storage` (a choice of the compilation)."""
+    index = 1 if storage.storage.arithmetic == types.float32 else 2
+    args = (storage, types.unliteral(for_float32), types.unliteral(for_float64))
+    return args[index](*args), lambda context, builder, sig, values: values[index]
+
+
+@intrinsic
+def polynomial(typingctx, x, coefficients):
+    """Horner's rule with `fma`; coefficients (a tuple of float64) from the highest power down to the constant."""
+
+    def codegen(context, builder, sig, args):
+        x_value, packed = args
+        fused = target_has(context, "fma")
+        result = None
+        for i in range(coefficients.count):
+            scalar = context.cast(builder, builder.extract_value(packed, i), types.float64, x.element)
+            term = splat(builder, scalar, x.lanes)
+            if result is None:
+                result = term
+            elif fused:
+                result = _call_intrinsic(builder, "llvm.fma", term.type, [result, x_value, term])
+            else:
+                result = builder.fadd(builder.fmul(result, x_value), term)
+        return result
+
+    return x(x, coefficients), codegen
+
+
+@intrinsic
+def has_fma(typingctx):
+    """Whether `fma` rounds once on the target (a constant of the compilation)."""
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(I1, int(target_has(context, "fma")))
+
+    return types.boolean(), codegen
+
+
+@intrinsic
+def absolute(typingctx, a):
+    """Absolute value, lane by lane."""
+
+    def codegen(context, builder, sig, args):
+        return _call_intrinsic(builder, "llvm.fabs", args[0].type, args)
+
+    return a(a), codegen
+
+
+@intrinsic
+def select(typingctx, mask, a, b):
+    """`a` where the mask is set, else `b`."""
+    vector = a if isinstance(a, Vector) else b
+
+    def codegen(context, builder, sig, args):
+        return builder.select(*args)
+
+    return vector(mask, vector, vector), codegen
+
+
+@intrinsic
+def as_bits(typingctx, a):
+    """The bits of floats as integers of the same width."""
+    result = a.of(types.int32 if a.element == types.float32 else types.int64)
+    return result(a), lambda context, builder, sig, args: builder.bitcast(
+        args[0], context.get_value_type(sig.return_type)
+    )
+
+
+@intrinsic
+def as_floats(typingctx, a):
+    """Integers as the floats that have these bits."""
+    result = a.of(types.float32 if a.element == types.int32 else types.float64)
+    return result(a), lambda context, builder, sig, args: builder.bitcast(
+        args[0], context.get_value_type(sig.return_type)
+    )
+
+
+@intrinsic
+def widen(typingctx, a):
+    """A vector in float64, same lanes."""
+    result = a.of(types.float64)
+
+    def codegen(context, builder, sig, args):
+        return args[0] if a == result else builder.fpext(args[0], context.get_value_type(result))
+
+    return result(a), codegen
+
+
+@intrinsic
+def narrow(typingctx, storage, a):
+    """A float64 vector rounded to the arithmetic type of `storage`, same lanes."""
+    result = a.of(storage.storage.arithmetic)
+
+    def codegen(context, builder, sig, args):
+        return args[1] if a == result else builder.fptrunc(args[1], context.get_value_type(result))
+
+    return result(storage, a), codegen
+
+
+@intrinsic
+def as_numbers(typingctx, a):
+    """A vector of integers as float64."""
+    result = a.of(types.float64)
+    return result(a), lambda context, builder, sig, args: builder.sitofp(args[0], context.get_value_type(result))
+
+
+@intrinsic
+def any_lane(typingctx, mask):
+    """Whether the mask is set anywhere."""
+
+    def codegen(context, builder, sig, args):
+        bits = builder.bitcast(args[0], ir.IntType(mask.lanes))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(mask), codegen
+
+
+@intrinsic(prefer_literal=True)
+def swap_halves(typingctx, a, distance):
+    """Lane i takes lane i XOR `distance` (a literal power of two): the step of a reduction in tree order."""
+    if not isinstance(distance, types.IntegerLiteral):
+        return None
+    step = distance.literal_value
+
+    def codegen(context, builder, sig, args):
+        order = [i ^ step for i in range(a.lanes)]
+        return builder.shuffle_vector(args[0], args[0], ir.Constant(ir.VectorType(I32, a.lanes), order))
+
+    return a(a, distance), codegen
+
+
+@intrinsic
+def lane(typingctx, a, index):
+    """The number in one lane."""
+
+    def codegen(context, builder, sig, args):
+        return builder.extract_element(args[0], args[1])
+
+    return a.element(a, types.int64), codegen
+
+
+@intrinsic
+def wide_zero(typingctx, storage):
+    """A zero in float64 for every lane of a vector of `storage`."""
+    result = storage.vector.of(types.float64)
+    return result(storage), lambda context, builder, sig, args: ir.Constant(context.get_value_type(result), None)
+
+
+@intrinsic
+def lane_numbers(typingctx, storage):
+    """The vector 0, 1, 2, ... in float64."""
+    result = storage.vector.of(types.float64)
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(context.get_value_type(result), [float(i) for i in range(result.lanes)])
+
+    return result(storage), codegen

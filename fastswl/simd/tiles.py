@@ -1,0 +1,167 @@
+"""Rows into vectors of columns and back: transpositions of tiles that lie row by row."""
+
+import llvmlite.ir as ir
+from numba.core import types
+from numba.extending import (
+    intrinsic,
+)
+
+from fastswl.simd.memory import from_storage, pointer_to, storage_llvm, to_storage
+from fastswl.simd.types import I32, I64, VECTOR_BYTES
+
+# A tile is `lanes` rows; a group of its columns is 16 bytes of arithmetic numbers of each row (4 float32, 2 float64). Row r
+# of the tile becomes lane r. The first load of a vector takes 16 bytes of rows 0, g, 2g, ... so that the transposition
+# stays inside 16-byte lanes, which is what the machine does in one instruction.
+
+
+def _group(storage):
+    return 16 * 8 // storage.arithmetic.bitwidth
+
+
+@intrinsic
+def columns_in_group(typingctx, storage):
+    """Columns that `transpose_in` brings at once."""
+    group = _group(storage.storage)
+    return types.int64(storage), lambda context, builder, sig, args: ir.Constant(I64, group)
+
+
+def _shuffle(builder, a, b, order):
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
+
+
+def _concatenate(builder, parts):
+    """The vectors end to end, by halves."""
+    while len(parts) > 1:
+        count = 2 * parts[0].type.count
+        parts = [_shuffle(builder, a, b, range(count)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _transpose_groups(builder, vectors):
+    """Transpose g vectors seen as rows of g x g matrices lying side by side: vector j, lane g*k + i <-> i, g*k + j."""
+    group, count = len(vectors), vectors[0].type.count
+    step = 1
+    while step < group:
+        order_low = [i + (count - step if i & step else 0) for i in range(count)]
+        order_high = [i + (count if i & step else step) for i in range(count)]
+        result = list(vectors)
+        for i in range(group):
+            if not i & step:
+                a, b = vectors[i], vectors[i + step]
+                result[i] = _shuffle(builder, a, b, order_low)
+                result[i + step] = _shuffle(builder, a, b, order_high)
+        vectors, step = result, 2 * step
+    return vectors
+
+
+def _pick(builder, vectors, order):
+    """Lanes of several vectors end to end, in the given order."""
+    count = len(order)
+    result = None
+    for number, vector in enumerate(vectors):
+        here = [i - number * count if number * count <= i < (number + 1) * count else None for i in order]
+        if result is None:
+            picks = [i if i is not None else 0 for i in here]
+            result = _shuffle(builder, vector, vector, picks)
+        else:
+            picks = [count + i if i is not None else lane for lane, i in enumerate(here)]
+            result = _shuffle(builder, result, vector, picks)
+    return result
+
+
+@intrinsic(prefer_literal=True)
+def separate(typingctx, storage, source, tile, n_classes):
+    """`lanes` rows of `n_classes` (a literal, below a group) end to end, into `tile`: a vector a class."""
+    stored, vector, count = storage.storage, storage.vector, n_classes.literal_value
+
+    def codegen(context, builder, sig, args):
+        _, source, tile, _ = args
+        vectors = []
+        for i in range(count):
+            address = builder.add(source, ir.Constant(I64, i * vector.lanes * stored.itemsize))
+            value = builder.load(
+                pointer_to(builder, address, storage_llvm(stored, vector.lanes)), align=stored.itemsize
+            )
+            vectors.append(from_storage(context, builder, stored, value))
+        for c in range(count):
+            column = _pick(builder, vectors, [count * row + c for row in range(vector.lanes)])
+            address = builder.add(tile, ir.Constant(I64, VECTOR_BYTES * c))
+            builder.store(column, pointer_to(builder, address, column.type), align=stored.arithmetic.bitwidth // 8)
+
+    return types.none(storage, types.int64, types.int64, n_classes), codegen
+
+
+@intrinsic(prefer_literal=True)
+def interleave(typingctx, storage, tile, target, n_classes):
+    """The reverse of `separate`."""
+    stored, vector, count = storage.storage, storage.vector, n_classes.literal_value
+
+    def codegen(context, builder, sig, args):
+        _, tile, target, _ = args
+        llvm = context.get_value_type(vector)
+        columns = []
+        for c in range(count):
+            address = builder.add(tile, ir.Constant(I64, VECTOR_BYTES * c))
+            columns.append(builder.load(pointer_to(builder, address, llvm), align=stored.arithmetic.bitwidth // 8))
+        lanes = vector.lanes
+        for i in range(count):
+            places = [i * lanes + lane for lane in range(lanes)]
+            whole = _pick(builder, columns, [place % count * lanes + place // count for place in places])
+            value = to_storage(context, builder, stored, whole)
+            address = builder.add(target, ir.Constant(I64, i * lanes * stored.itemsize))
+            builder.store(value, pointer_to(builder, address, value.type), align=stored.itemsize)
+
+    return types.none(storage, types.int64, types.int64, n_classes), codegen
+
+
+@intrinsic
+def transpose_in(typingctx, storage, source, row_stride, tile):
+    """A group of columns of `lanes` rows that lie `row_stride` bytes apart, into `tile`: a vector a column, end to end."""
+    stored, vector = storage.storage, storage.vector
+    group = _group(stored)
+
+    def codegen(context, builder, sig, args):
+        _, source, row_stride, tile = args
+        rows = [
+            builder.load(
+                pointer_to(
+                    builder,
+                    builder.add(source, builder.mul(row_stride, ir.Constant(I64, row))),
+                    storage_llvm(stored, group),
+                ),
+                align=stored.itemsize,
+            )
+            for row in range(vector.lanes)
+        ]
+        vectors = [
+            from_storage(context, builder, stored, _concatenate(builder, rows[first::group])) for first in range(group)
+        ]
+        for i, column in enumerate(_transpose_groups(builder, vectors)):
+            address = builder.add(tile, ir.Constant(I64, VECTOR_BYTES * i))
+            builder.store(column, pointer_to(builder, address, column.type), align=stored.arithmetic.bitwidth // 8)
+
+    return types.none(storage, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def transpose_out(typingctx, storage, tile, target, row_stride):
+    """The reverse of `transpose_in`."""
+    stored, vector = storage.storage, storage.vector
+    group = _group(stored)
+
+    def codegen(context, builder, sig, args):
+        _, tile, target, row_stride = args
+        llvm = context.get_value_type(vector)
+        columns = []
+        for i in range(group):
+            address = builder.add(tile, ir.Constant(I64, VECTOR_BYTES * i))
+            columns.append(builder.load(pointer_to(builder, address, llvm), align=stored.arithmetic.bitwidth // 8))
+        for first, value in enumerate(_transpose_groups(builder, columns)):
+            whole = to_storage(context, builder, stored, value)
+            for k in range(vector.lanes // group):
+                row = group * k + first
+                part = _shuffle(builder, whole, whole, range(group * k, group * k + group))
+                row_address = builder.add(target, builder.mul(row_stride, ir.Constant(I64, row)))
+                builder.store(part, pointer_to(builder, row_address, part.type), align=stored.itemsize)
+
+    return types.none(storage, types.int64, types.int64, types.int64), codegen
