@@ -200,7 +200,10 @@ def split_exponent(a):
 @inlined
 def log(a):
     """log(a) of positive normal float64 vectors (0 gives -inf; NaN and inf stay)."""
-    k, fraction = split_exponent(a)
+    # the exponent of the largest numbers would have no inverse
+    huge = a > 2.0**1000
+    k, fraction = split_exponent(select(huge, a * 2.0**-54, a))
+    k = select(huge, k + 54.0, k)
     small = fma(k, _LN2_FMA_64[1], log_of_quotient((fraction - 1.0) / (fraction + 1.0)))
     result = fma(k, LN2, small)
     result = select(a == 0.0, splat_like(k, -np.inf), result)

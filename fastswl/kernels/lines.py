@@ -13,6 +13,7 @@ from fastswl.simd import (
     lanes,
     load,
     load_one,
+    prefetch_second_level,
     select,
     splat_like,
     store,
@@ -70,7 +71,7 @@ def store_part(storage, source, target, class_stride, n):
 
 
 @routine
-def scale_out(storage, source, target, n, factor, factor_low, streaming):
+def scale_out(storage, source, target, n, factor, factor_low, streaming, ahead):
     """e * (factor + factor_low) of a contiguous row into the results, past the caches if wanted."""
     arithmetic = arithmetic_of(storage)
     size, stored = itemsize(arithmetic), itemsize(storage)
@@ -86,6 +87,7 @@ def scale_out(storage, source, target, n, factor, factor_low, streaming):
         whole = (n - first) // width
         for i in range(whole):
             e = load(arithmetic, source + size * first + VECTOR_BYTES * i)
+            prefetch_second_level(ahead + line_bytes * i)
             store_streaming(storage, target + stored * first + line_bytes * i, fma(e, factor, e * factor_low))
         first += whole * width
         for c in range(first, n):

@@ -64,6 +64,7 @@ from fastswl.simd import (
     load,
     load_double,
     load_one,
+    power_of_two,
     result_of,
     splat_like,
     store_double,
@@ -246,7 +247,7 @@ def two_to(exponent):
     """2**exponent of a whole float64 in [-1022, 0], 0 below."""
     if exponent < -1022.0:
         return 0.0
-    return 2.0 ** int(exponent)
+    return power_of_two(exponent)
 
 
 @routine
@@ -351,6 +352,9 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
     below = load_double(part + PART_POWER) - load_double(table + POWER + 8 * row)
     out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
     like = load(arithmetic, logits)
+    # what this thread reads next: the same part of the row after this tile
+    ahead = plan.logits + outer * plan.logits_outer + (inner + plan.tile_rows) * plan.logits_inner
+    ahead += first_class * plan.logits_class
     if plan.operation == LOG_SOFTMAX:
         reference = splat_like(like, load_double(table + REFERENCE + 8 * row))
         shift_logarithms(
@@ -374,7 +378,7 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
         inverse_low = splat_like(like, load_double(table + INVERSE_LOW + 8 * row) * factor)
         if plan.operation == SOFTMAX:
             if plan.out_class == itemsize(results) and n >= lanes(storage):
-                scale_out(results, logits, out, n, inverse, inverse_low, plan.streaming)
+                scale_out(results, logits, out, n, inverse, inverse_low, plan.streaming, ahead)
             else:
                 scale_block(arithmetic, logits, logits, n_vectors, inverse, inverse_low)
                 store_part(results, logits, out, plan.out_class, n)
@@ -395,12 +399,16 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
     even = spread_evenly(plan)
     # a class of some weight at -inf (a distance of inf) and a mask want a look at single classes
     simple = not (even and load_double(part + PART_DISTANCE) == np.inf) and plan.mask == 0
-    if plan.out_class == itemsize(results) and n >= lanes(storage) and simple and not changed(plan):
-        if not spread_wanted(plan):
-            scale_out(results, logits, out, n, scale, scale_low, plan.streaming)
-            if chosen >= 0:
-                store_one(results, out + plan.out_class * chosen, load_double(table + TARGET_GRADIENT + 8 * row))
-            return
+    alone = not spread_wanted(plan) and plan.z_loss == 0.0
+    if alone and simple and not changed(plan) and plan.out_class == itemsize(results) and n >= lanes(storage):
+        if chosen >= 0:
+            # the gradient there is -d / S: the sum of the others in place of e (a number put among streamed ones costs 3 times all)
+            rest = load_double(table + REST + 8 * row)
+            if load_double(table + APART + 8 * row) == -np.inf and rest == rest:
+                rest = 0.0
+            store_one(arithmetic, logits + size * chosen, -rest / factor)
+        scale_out(results, logits, out, n, scale, scale_low, plan.streaming, ahead)
+        return
     scale_block(arithmetic, logits, logits, n_vectors, scale, scale_low)
     if even:
         subtract_even_from_part(arithmetic, plan, logits, first_class, n_vectors, splat_like(like, beta))

@@ -7,7 +7,7 @@ from numba.extending import (
 )
 
 from fastswl.simd.operators import splat
-from fastswl.simd.types import I1, I32, Vector, target_has
+from fastswl.simd.types import I1, I32, I64, Vector, target_has
 
 
 @intrinsic
@@ -90,6 +90,18 @@ def has_fma(typingctx):
         return ir.Constant(I1, int(target_has(context, "fma")))
 
     return types.boolean(), codegen
+
+
+@intrinsic
+def power_of_two(typingctx, exponent):
+    """2**exponent of one whole float64 in the normal range, from its bits (`**` would be a call of exp2)."""
+
+    def codegen(context, builder, sig, args):
+        whole = builder.fptosi(args[0], I64)
+        bits = builder.shl(builder.add(whole, ir.Constant(I64, 1023)), ir.Constant(I64, 52))
+        return builder.bitcast(bits, ir.DoubleType())
+
+    return types.float64(types.float64), codegen
 
 
 @intrinsic

@@ -266,15 +266,23 @@ def store_one(typingctx, storage, address, value):
     return types.none(storage, types.int64, stored.arithmetic), codegen
 
 
-@intrinsic
-def prefetch(typingctx, address):
-    """Ask for the cache line of `address`; never faults."""
+def _prefetch(locality):
+    @intrinsic
+    def ask(typingctx, address):
+        def codegen(context, builder, sig, args):
+            i8_pointer = ir.IntType(8).as_pointer()
+            function_type = ir.FunctionType(ir.VoidType(), [i8_pointer, I32, I32, I32])
+            function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+            read, data = ir.Constant(I32, 0), ir.Constant(I32, 1)
+            builder.call(
+                function, [builder.inttoptr(args[0], i8_pointer), read, ir.Constant(I32, locality), data]
+            )
 
-    def codegen(context, builder, sig, args):
-        i8_pointer = ir.IntType(8).as_pointer()
-        function_type = ir.FunctionType(ir.VoidType(), [i8_pointer, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-        read, keep, data = (ir.Constant(I32, n) for n in (0, 3, 1))
-        builder.call(function, [builder.inttoptr(args[0], i8_pointer), read, keep, data])
+        return types.none(types.int64), codegen
 
-    return types.none(types.int64), codegen
+    return ask
+
+
+#: ask for the cache line of an address, into the first or the second level; neither faults
+prefetch = _prefetch(3)
+prefetch_second_level = _prefetch(2)
