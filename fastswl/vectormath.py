@@ -304,10 +304,42 @@ def plain_total_of_lanes(storage, a):
 
 
 @routine
-def total_of_lanes(storage, high, low):
+def exact_total_of_lanes(storage, high, low):
     """The sum over the lanes of a float64 pair of vectors, as a pair of numbers."""
     high, low = sum_lanes(storage, high, low)
     return lane(high, 0), lane(low, 0)
+
+
+@routine
+def total_of_lanes(storage, high, low):
+    """The same for sums that are rounded to the arithmetic type in the end: plain where that is float32."""
+    if by_type(storage, 0, 1) == 0:
+        return lane(plain_sum(storage, high), 0), 0.0
+    return exact_total_of_lanes(storage, high, low)
+
+
+@inlined
+def plain_step(a, distance):
+    return a + swap_halves(a, distance)
+
+
+def plain_sum(storage, a):
+    """The sum over the lanes, in every lane, in tree order."""
+
+
+@overload(plain_sum, inline="always")
+def _plain_sum(storage, a):
+    if a.lanes == 16:
+
+        def total(storage, a):
+            return plain_step(plain_step(plain_step(plain_step(a, 8), 4), 2), 1)
+
+    else:
+
+        def total(storage, a):
+            return plain_step(plain_step(plain_step(a, 4), 2), 1)
+
+    return total
 
 
 @inlined

@@ -35,7 +35,8 @@ class Walk(NamedTuple):
     name: str  # "panel", "strided", "row" or "split"
     tile_rows: int  # rows in a step
     tile_bytes: int  # of each tile of a step of several
-    scratch_bytes: int  # a thread's
+    scratch_bytes: int  # a thread's, without the line buffer
+    buffer_bytes: int  # of the line buffer, 0 where results are streamed in place
 
 
 def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int, areas: int) -> Walk:
@@ -51,15 +52,28 @@ def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int
     if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
         tiles = max(1, min(4, STEP_CLASSES // n_classes))
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
-        return Walk("panel" if in_panel else "strided", tiles * lanes, tile_bytes, tiles * tile_bytes)
+        return Walk(
+            "panel" if in_panel else "strided",
+            tiles * lanes,
+            tile_bytes,
+            tiles * tile_bytes,
+            lanes * n_classes * 8 + 192,
+        )
     part_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
     if n_classes > SPLIT_CLASSES:
-        return Walk("split", 1, 0, areas * part_bytes)
+        return Walk("split", 1, 0, areas * part_bytes, 0)
     tile_rows = min(lanes, max(1, BATCH_ELEMENTS // n_classes))
     vectors = -(-n_classes // lanes)
     n_parts = -(-vectors // PART_VECTORS)
     area = VECTOR_BYTES * (min(PART_VECTORS, vectors) + 1) * n_parts * tile_rows
-    return Walk("row", tile_rows, 0, TABLE_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area)
+    scratch_bytes = TABLE_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area
+    buffer_bytes = tile_rows * n_classes * 8 + 192 if tile_rows > 1 else 0
+    return Walk("row", tile_rows, 0, scratch_bytes, buffer_bytes)
+
+
+def result_itemsize(storage: str) -> int:
+    """Bytes of a result: those of the input where it holds fractions, else of float64."""
+    return 8 if storage.startswith(("int", "uint", "bool")) else STORAGES[storage].itemsize
 
 
 class Route(NamedTuple):
@@ -144,11 +158,23 @@ def find_route(
     n_rows = lengths[-2] * lengths[-1]
     steps = lengths[-2] * -(-lengths[-1] // walk.tile_rows)
     steps_per_block = max(1, BLOCK_ELEMENTS // (walk.tile_rows * shape[-1]))
+    streaming = n_rows * shape[-1] * STORAGES[storage].itemsize > STREAMING_BYTES
+    itemsize = result_itemsize(storage)
+    gathered = (
+        streaming
+        and walk.buffer_bytes > 0
+        and lengths[-2] == 1
+        and fields.get("out_class") == itemsize
+        and fields.get("out_inner") == itemsize * shape[-1]
+    )
+    scratch = (walk.scratch_bytes + 63) // 64 * 64
+    walk = walk._replace(scratch_bytes=scratch + walk.buffer_bytes * gathered)
     fields.update(
+        line_buffer=scratch * gathered,
         tile_rows=walk.tile_rows,
         tile_bytes=walk.tile_bytes,
         tiles_per_block=steps_per_block,
-        streaming=int(n_rows * shape[-1] * STORAGES[storage].itemsize > STREAMING_BYTES),
+        streaming=int(streaming),
     )
     pieces = tuple(
         tuple(sum(i * stride for i, stride in zip(position, own, strict=False)) for own in merged)

@@ -71,6 +71,7 @@ from fastswl.kernels.spread import (
     word_of_vector,
     word_zero,
 )
+from fastswl.kernels.stream import LINE_BYTES, flush
 from fastswl.simd import (
     VECTOR_BYTES,
     absolute,
@@ -250,8 +251,8 @@ def make_mass_of_tile(storage, target_storage, plan, mass, outer, inner, count):
 
 
 @routine
-def finish_tile(storage, plan, table, outer, inner, count):
-    """From the exponentials and the factors of each row to the results."""
+def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last):
+    """From the exponentials and the factors of each row to the results; by way of `buffer` where it is not 0."""
     arithmetic = arithmetic_of(storage)
     n_classes = plan.n_classes
     tile = table + TABLE_BYTES
@@ -305,7 +306,11 @@ def finish_tile(storage, plan, table, outer, inner, count):
             multiply(arithmetic, tile, slopes, n_classes)
         if plan.mask != 0:
             fill_masked_of_tile(arithmetic, plan, tile, 0.0, outer, inner, count)
-    store_tile(results, tile, out, plan.out_inner, plan.out_class, n_classes, count)
+    if buffer == 0:
+        store_tile(results, tile, out, plan.out_inner, plan.out_class, n_classes, count)
+    else:
+        store_tile(results, tile, buffer + out % LINE_BYTES, plan.out_inner, plan.out_class, n_classes, count)
+        flush(results, buffer, out, n_classes * count, first, last)
 
 
 @routine
@@ -421,11 +426,13 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
     steps_per_outer = (plan.n_inner + step_rows - 1) // step_rows
     n_steps = plan.n_outer * steps_per_outer
     tile_bytes = plan.tile_bytes
+    buffer = scratch + plan.line_buffer if plan.line_buffer != 0 else 0
     for block in range(first, last):
         for table in range(scratch, scratch + tile_bytes * (step_rows // rows), tile_bytes):
             start_block(arithmetic, table)
         first_step = block * plan.tiles_per_block
-        for step in range(first_step, min(first_step + plan.tiles_per_block, n_steps)):
+        last_step = min(first_step + plan.tiles_per_block, n_steps)
+        for step in range(first_step, last_step):
             outer = step // steps_per_outer
             inner = (step - outer * steps_per_outer) * step_rows
             end = min(inner + step_rows, plan.n_inner)
@@ -445,7 +452,10 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
             if plan.out != 0:
                 table = scratch
                 for row in range(inner, end, rows):
-                    finish_tile(storage, plan, table, outer, row, min(rows, end - row))
+                    count = min(rows, end - row)
+                    is_first = step == first_step and row == inner
+                    is_last = step == last_step - 1 and row + count == end
+                    finish_tile(storage, plan, table, buffer, outer, row, count, is_first, is_last)
                     table += tile_bytes
         if plan.partials != 0:
             store_partial(arithmetic, plan, scratch, block)

@@ -341,7 +341,7 @@ def add_exactly(a, b):
 
 
 @routine
-def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n):
+def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, out, streaming):
     """The results of one part of a row from its exponentials."""
     arithmetic = arithmetic_of(storage)
     results = result_of(storage)
@@ -350,7 +350,6 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
     probabilities = areas + 4 * area_bytes
     n_vectors = vectors_of(storage, n)
     below = load_double(part + PART_POWER) - load_double(table + POWER + 8 * row)
-    out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
     like = load(arithmetic, logits)
     # what this thread reads next: the same part of the row after this tile
     ahead = plan.logits + outer * plan.logits_outer + (inner + plan.tile_rows) * plan.logits_inner
@@ -378,7 +377,7 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
         inverse_low = splat_like(like, load_double(table + INVERSE_LOW + 8 * row) * factor)
         if plan.operation == SOFTMAX:
             if plan.out_class == itemsize(results) and n >= lanes(storage):
-                scale_out(results, logits, out, n, inverse, inverse_low, plan.streaming, ahead)
+                scale_out(results, logits, out, n, inverse, inverse_low, streaming, ahead)
             else:
                 scale_block(arithmetic, logits, logits, n_vectors, inverse, inverse_low)
                 store_part(results, logits, out, plan.out_class, n)
@@ -407,7 +406,7 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
             if load_double(table + APART + 8 * row) == -np.inf and rest == rest:
                 rest = 0.0
             store_one(arithmetic, logits + size * chosen, -rest / factor)
-        scale_out(results, logits, out, n, scale, scale_low, plan.streaming, ahead)
+        scale_out(results, logits, out, n, scale, scale_low, streaming, ahead)
         return
     scale_block(arithmetic, logits, logits, n_vectors, scale, scale_low)
     if even:
@@ -431,12 +430,11 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
 
 
 @routine
-def zero_part(storage, plan, outer, inner, first_class, n):
+def zero_part(storage, plan, outer, inner, first_class, n, out):
     """The gradient (and the softmax) of a row that is ignored."""
     results = result_of(storage)
-    place = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
     for c in range(n):
-        store_one(results, place + plan.out_class * c, 0.0)
+        store_one(results, out + plan.out_class * c, 0.0)
     if plan.softmax != 0:
         place = (
             plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class

@@ -68,6 +68,7 @@ class Plan(NamedTuple):
     tile_bytes: int  # of scratch memory a tile
     tiles_per_block: int  # steps in a block
     streaming: int  # whether results go past the caches
+    line_buffer: int  # where in scratch memory results are gathered into lines, 0 where they are not, see `stream.py`
     kind: int  # of targets
     index_code: int  # which integer type, see `targets.py`
     ignore_index: int

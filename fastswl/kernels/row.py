@@ -33,11 +33,12 @@ from fastswl.kernels.rows import (
     store_partial,
     store_row_values,
 )
-from fastswl.simd import VECTOR_BYTES, arithmetic_of, lanes, load_double, store_double, word
+from fastswl.kernels.stream import LINE_BYTES, flush
+from fastswl.simd import VECTOR_BYTES, arithmetic_of, lanes, load_double, result_of, store_double, word
 
 
 @routine
-def row_tile(storage, target_storage, plan, scratch, outer, inner, count):
+def row_tile(storage, target_storage, plan, scratch, outer, inner, count, is_first, is_last):
     """A batch of short rows, or one long row, from logits to results."""
     arithmetic = arithmetic_of(storage)
     table = scratch
@@ -79,9 +80,14 @@ def row_tile(storage, target_storage, plan, scratch, outer, inner, count):
         store_row_values(storage, plan, table, table, outer, inner, count)
     if plan.out == 0:
         return
+    tile_out = plan.out + outer * plan.out_outer + inner * plan.out_inner
+    out, streaming = tile_out, plan.streaming
+    if plan.line_buffer != 0:
+        out, streaming = scratch + plan.line_buffer + tile_out % LINE_BYTES, 0
     for row in range(count):
+        row_out = out + plan.out_inner * row
         if plan.operation == LOSS and load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
-            zero_part(storage, plan, outer, inner + row, word(0), n_classes)
+            zero_part(storage, plan, outer, inner + row, word(0), n_classes, row_out)
             continue
         for i in range(n_parts):
             finish_part(
@@ -96,7 +102,11 @@ def row_tile(storage, target_storage, plan, scratch, outer, inner, count):
                 inner + row,
                 part_classes * i,
                 min(part_classes, n_classes - part_classes * i),
+                row_out + plan.out_class * part_classes * i,
+                streaming,
             )
+    if plan.line_buffer != 0:
+        flush(result_of(storage), scratch + plan.line_buffer, tile_out, n_classes * count, is_first, is_last)
 
 
 @routine
@@ -132,15 +142,18 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
     n = min(part_classes, plan.n_classes - first_class)
     area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
     part = parts + PART_BYTES * i
+    out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
     if ignored:
         if plan.phase == FINISH:
-            zero_part(storage, plan, outer, inner, first_class, n)
+            zero_part(storage, plan, outer, inner, first_class, n, out)
         return
     if plan.phase == SUM_UP and load_double(table + AGAIN) == 0.0:
         return
     row_part(storage, target_storage, plan, table, word(0), part, scratch, area_bytes, outer, inner, first_class, n)
     if plan.phase == FINISH:
-        finish_part(storage, plan, table, word(0), part, scratch, area_bytes, outer, inner, first_class, n)
+        finish_part(
+            storage, plan, table, word(0), part, scratch, area_bytes, outer, inner, first_class, n, out, plan.streaming
+        )
 
 
 @block_kernel
@@ -159,10 +172,13 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
     for block in range(first, last):
         start_block(arithmetic, scratch)
         first_tile = block * plan.tiles_per_block
-        for tile in range(first_tile, min(first_tile + plan.tiles_per_block, n_tiles)):
+        last_tile = min(first_tile + plan.tiles_per_block, n_tiles)
+        for tile in range(first_tile, last_tile):
             outer = tile // tiles_per_outer
             inner = (tile - outer * tiles_per_outer) * plan.tile_rows
-            row_tile(storage, target_storage, plan, scratch, outer, inner, min(plan.tile_rows, plan.n_inner - inner))
+            count = min(plan.tile_rows, plan.n_inner - inner)
+            is_first, is_last = tile == first_tile, tile == last_tile - 1
+            row_tile(storage, target_storage, plan, scratch, outer, inner, count, is_first, is_last)
         if plan.partials != 0:
             store_partial(arithmetic, plan, scratch, block)
     return 0

@@ -31,12 +31,12 @@ from fastswl.vectormath import (
     BIAS_64,
     LN2,
     bias,
+    exact_total_of_lanes,
     exp_in_two,
     exp_reference,
     log_of_quotient,
     reduce_argument,
     split_exponent,
-    total_of_lanes,
     two_sum,
 )
 
@@ -292,6 +292,6 @@ def store_row_values(storage, plan, table, sums, outer, inner, count):
 @routine
 def store_partial(storage, plan, table, block):
     """The sum of a block's losses, in two parts."""
-    high, low = total_of_lanes(storage, load_wide(storage, table + SUM), load_wide(storage, table + SUM_LOW))
+    high, low = exact_total_of_lanes(storage, load_wide(storage, table + SUM), load_wide(storage, table + SUM_LOW))
     store_double(plan.partials + 16 * block, high)
     store_double(plan.partials + 16 * block + 8, low)

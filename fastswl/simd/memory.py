@@ -274,9 +274,7 @@ def _prefetch(locality):
             function_type = ir.FunctionType(ir.VoidType(), [i8_pointer, I32, I32, I32])
             function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
             read, data = ir.Constant(I32, 0), ir.Constant(I32, 1)
-            builder.call(
-                function, [builder.inttoptr(args[0], i8_pointer), read, ir.Constant(I32, locality), data]
-            )
+            builder.call(function, [builder.inttoptr(args[0], i8_pointer), read, ir.Constant(I32, locality), data])
 
         return types.none(types.int64), codegen
 
