@@ -96,6 +96,7 @@ def scale_out(storage, source, target, n, factor, factor_low, streaming, ahead):
     else:
         for i in range(n // width):
             e = load(arithmetic, source + VECTOR_BYTES * i)
+            prefetch_second_level(ahead + stored * width * i)
             store(storage, target + stored * width * i, fma(e, factor, e * factor_low))
         e = load(arithmetic, source + size * (n - width))
         store(storage, target + stored * (n - width), fma(e, factor, e * factor_low))
