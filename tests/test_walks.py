@@ -1,0 +1,156 @@
+"""Which kernel walks over the rows: every walk is reached, gives the reference's answers, and bits don't hang on the way."""
+
+import numpy as np
+import pytest
+
+import fastswl as swl
+from fastswl import dispatch, running, walks
+
+# (shape, axis, how the array is made from one in C order) -> the walk
+WAYS = {
+    "panel": ((70, 10), -1, lambda x: x),
+    "panel of sliced rows": ((70, 10), -1, lambda x: np.repeat(x, 2, axis=0)[::2]),
+    "panel backwards": ((70, 10), -1, lambda x: x[:, ::-1].copy()[:, ::-1]),
+    "panel of two classes": ((70, 2), -1, lambda x: x),
+    "panel of three classes": ((70, 3), -1, lambda x: x),
+    "strided": ((3, 21, 8, 16), 1, lambda x: x),
+    "strided, Fortran order": ((70, 200), -1, np.asfortranarray),
+    "row": ((37, 200), -1, lambda x: x),
+    "row of several parts": ((3, 9000), -1, lambda x: x),
+    "row with a class axis in steps": ((5, 300), -1, lambda x: np.repeat(x, 2, axis=1)[:, ::2]),
+    "split": ((2, 140000), -1, lambda x: x),
+}
+
+
+@pytest.fixture
+def walked(monkeypatch):
+    """The names of the kernels that a call has run, and of the ways they were run."""
+    names = []
+    address, run = dispatch.kernel_address, running.run_kernel
+
+    def noted_address(walk, *storages):
+        names.append(walk)
+        return address(walk, *storages)
+
+    def noted_run(kernel, plan, scratch_bytes, n_blocks, n_threads):
+        names.append("parallel" if n_threads > 1 and n_blocks > 1 else "serial")
+        return run(kernel, plan, scratch_bytes, n_blocks, n_threads)
+
+    monkeypatch.setattr(dispatch, "kernel_address", noted_address)
+    monkeypatch.setattr(dispatch, "run_kernel", noted_run)
+    dispatch.prepared.clear()
+    yield names
+    dispatch.prepared.clear()
+
+
+@pytest.fixture
+def crossovers(monkeypatch):
+    """Set a crossover of `walks` for one test; routes found with another are forgotten before and after."""
+
+    def change(name, value):
+        monkeypatch.setattr(walks, name, value)
+        walks.find_route.cache_clear()
+        dispatch.prepared.clear()
+
+    yield change
+    walks.find_route.cache_clear()
+    dispatch.prepared.clear()
+
+
+def problem(shape, axis, dtype=np.float32, seed=5):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0.0, 3.0, shape).astype(dtype)
+    rows = tuple(np.delete(shape, axis))
+    return x, rng.integers(0, shape[axis], rows)
+
+
+def plain_softmax(x, axis):
+    e = np.exp(x.astype(np.float64) - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_walk_is_taken_and_right(way, walked):
+    shape, axis, made = WAYS[way]
+    x, targets = problem(shape, axis)
+    logits = made(x)
+    probabilities = swl.softmax(logits, axis)
+    assert walked[0] == way.split()[0].rstrip(",")
+    exact = plain_softmax(x, axis)
+    np.testing.assert_allclose(probabilities, exact, rtol=2e-6, atol=1e-37)
+    loss, grad = swl.cross_entropy_value_and_grad(logits, targets, axis, reduction="sum")
+    at = np.expand_dims(targets, axis)
+    np.testing.assert_allclose(loss, -np.log(np.take_along_axis(exact, at, axis)).sum(), rtol=1e-6)
+    expected = exact.copy()
+    np.put_along_axis(expected, at, np.take_along_axis(exact, at, axis) - 1.0, axis)
+    np.testing.assert_allclose(grad, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_small_work_starts_no_parallel_region(walked):
+    swl.softmax(np.zeros((100, 20), np.float32), n_threads=2)
+    assert walked[:2] == ["panel", "serial"]
+    assert "parallel" not in walked
+
+
+def test_large_work_is_shared_and_one_thread_is_one_thread(walked):
+    x, _ = problem((4000, 20), -1)
+    shared = swl.softmax(x, n_threads=2)
+    alone = swl.softmax(x, n_threads=1)
+    assert walked == ["panel", "parallel", "panel", "serial"]
+    np.testing.assert_array_equal(shared, alone)
+
+
+def test_a_small_call_is_kept_ready_and_gives_the_same_bits(walked):
+    x, targets = problem((30, 10), -1)
+    first = swl.cross_entropy_value_and_grad(x, targets)
+    assert walked.count("serial") == 2  # the scan of the targets, the walk
+    before = len(walked)
+    second = swl.cross_entropy_value_and_grad(x, targets)
+    assert len(walked) == before, "the second call of the same shapes goes past the dispatch"
+    assert first.loss == second.loss
+    np.testing.assert_array_equal(first.grad, second.grad)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-3, "softcap": 20.0}],
+    ids=["plain", "smoothing", "z_loss and softcap"],
+)
+def test_a_split_row_has_the_bits_of_a_whole_one(dtype, options, crossovers):
+    x, targets = problem((3, 9000), -1, dtype)
+    x[1] += 1e4  # far from 0: its sums are done twice
+    whole = swl.cross_entropy_value_and_grad(x, targets, reduction="none", **options)
+    crossovers("SPLIT_CLASSES", 1000)
+    for n_threads in (1, 2):
+        split = swl.cross_entropy_value_and_grad(x, targets, reduction="none", n_threads=n_threads, **options)
+        np.testing.assert_array_equal(whole.loss, split.loss)
+        np.testing.assert_array_equal(whole.grad, split.grad)
+
+
+@pytest.mark.parametrize("shape", [(1000, 3), (777, 10), (333, 33), (259, 100), (101, 200), (37, 1000), (5, 9000)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("offset", [0, 1, 5])
+def test_streamed_results_have_the_same_bits(shape, dtype, offset, crossovers):
+    x, targets = problem(shape, -1, dtype)
+    targets[::7] = -100
+    plain = swl.cross_entropy_value_and_grad(x, targets)
+    crossovers("STREAMING_BYTES", 16)
+    for n_threads in (1, 2):
+        # results that begin anywhere in a cache line, between numbers that must stay
+        memory = np.full(x.size + 32, 7.0, x.dtype)
+        out = memory[offset : offset + x.size].reshape(shape)
+        streamed = swl.cross_entropy_value_and_grad(x, targets, grad_out=out, n_threads=n_threads)
+        assert streamed.loss == plain.loss
+        np.testing.assert_array_equal(out, plain.grad)
+        assert (memory[:offset] == 7.0).all()
+        assert (memory[offset + x.size :] == 7.0).all()
+    in_place = x.copy()
+    swl.cross_entropy_value_and_grad(in_place, targets, grad_out=in_place)
+    np.testing.assert_array_equal(in_place, plain.grad)
+
+
+def test_the_choice_looks_at_rows_only():
+    for n_classes in (1, 10, 128, 129, 8192, 131072, 131073):
+        walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)
+        assert walk.name == ("panel" if n_classes <= 128 else "row" if n_classes <= 131072 else "split")
