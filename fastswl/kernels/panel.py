@@ -348,7 +348,7 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
         chosen = int(load_double(table + CLASS + 8 * row))
         if chosen >= 0:
             place = tile + VECTOR_BYTES * chosen + size * row
-            apart = float(load_one(storage, place))
+            apart = np.float64(load_one(storage, place))
             store_one(storage, place, -np.inf)
             if low_parts != 0 and apart != -np.inf:
                 low = load_one(storage, low_parts - tile + place)

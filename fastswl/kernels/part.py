@@ -147,7 +147,7 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
         chosen = first_of_row(arithmetic, logits, n, top)
     m_low = 0.0
     if low_parts != 0 and plan.kind != INDEX_TARGETS and chosen >= 0:
-        m_low = float(load_one(arithmetic, low_parts + size * chosen))
+        m_low = np.float64(load_one(arithmetic, low_parts + size * chosen))
     store_double(part + PART_REFERENCE_LOW, m_low)
     # distances are from the row's largest logit in the end: here from this part's reference
     if spread_evenly(plan):
@@ -164,7 +164,7 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
 
     apart, apart_low, apart_exp = -np.inf, 0.0, 0.0
     if chosen >= 0:
-        apart = float(load_one(arithmetic, logits + size * chosen))
+        apart = np.float64(load_one(arithmetic, logits + size * chosen))
         vector = splat_like(m, load_one(arithmetic, logits + size * chosen))
         zero = splat_like(m, 0.0)
         low = zero
@@ -402,7 +402,7 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
     if alone and simple and not changed(plan) and plan.out_class == itemsize(results) and n >= lanes(storage):
         if chosen >= 0:
             # the gradient there is -d / S: the sum of the others in place of e (a number put among streamed ones costs 3 times all)
-            rest = load_double(table + REST + 8 * row)
+            rest = load_double(table + REST + 8 * row) + load_double(table + REST_LOW + 8 * row)
             if load_double(table + APART + 8 * row) == -np.inf and rest == rest:
                 rest = 0.0
             store_one(arithmetic, logits + size * chosen, -rest / factor)

@@ -32,6 +32,7 @@ from fastswl.vectormath import (
     LN2,
     bias,
     exact_total_of_lanes,
+    exp_above,
     exp_in_two,
     exp_reference,
     log_of_quotient,
@@ -150,22 +151,34 @@ def describe_rows(storage, plan, table, outer, inner, count):
 
 
 @inlined
+def in_float64(storage):
+    """Whether arithmetic is in float64, which has no digits to spare; float32 has, its sums being float64."""
+    return by_type(storage, 0, 1) == 1
+
+
+@inlined
 def times_inverse(storage, numerator, inverse, inverse_low):
     """numerator * (inverse + inverse_low) of float64 vectors, as two parts of the arithmetic type of `storage`."""
     product = numerator * inverse
-    low = fma(numerator, inverse, -product) + numerator * inverse_low
     first = widen(narrow(storage, product))
-    return first, (product - first) + low
+    rest = product - first
+    if in_float64(storage):
+        rest = fma(numerator, inverse, -product) + numerator * inverse_low
+    return first, rest
 
 
-@routine
+@inlined
 def invert_sums(storage, table, total, total_low):
     """1 / S of each row in two float64 parts: into the table in two parts of the arithmetic type, and as they are."""
     inverse = 1.0 / total
-    inverse_low = (fma(-inverse, total, 1.0) - inverse * total_low) * inverse
     first = widen(narrow(storage, inverse))
+    rest = inverse - first
+    inverse_low = rest
+    if in_float64(storage):
+        inverse_low = (fma(-inverse, total, 1.0) - inverse * total_low) * inverse
+        rest = inverse_low
     store_wide(storage, table + INVERSE, first)
-    store_wide(storage, table + INVERSE_LOW, (inverse - first) + inverse_low)
+    store_wide(storage, table + INVERSE_LOW, rest)
     return inverse, inverse_low
 
 
@@ -178,7 +191,7 @@ def finish_rows(storage, plan, table):
     """
     top = load_wide(storage, table + TOP)
     d, d_low = load_wide(storage, table + REST), load_wide(storage, table + REST_LOW)
-    if by_type(storage, 0, 1) == 1:
+    if in_float64(storage):
         # compensated sums: the rest can be more than one unit of the first part
         d, d_low = two_sum(d, d_low)
     # a row with +inf has no finite answer
@@ -192,11 +205,15 @@ def finish_rows(storage, plan, table):
     unit = 2.0 ** bias(storage)
     magic, lowest = exp_reference(FLOAT64, power)
     apart_low = load_wide(storage, table + APART_LOW)
-    e, e_low = exp_in_two(apart, apart_low, magic, lowest)
-    e, e_low = e * (unit * 2.0**-BIAS_64), e_low * (unit * 2.0**-BIAS_64)
+    if in_float64(storage):
+        e, e_low = exp_in_two(apart, apart_low, magic, lowest)
+        total, total_low = two_sum(d, e)
+        total_low = total_low + (d_low + e_low)
+    else:
+        e = exp_above(FLOAT64, apart, wide_zero(storage), magic, lowest) * (unit * 2.0**-BIAS_64)
+        e_low = total_low = wide_zero(storage)
+        total = d + e
     store_wide(storage, table + APART_EXP, e)
-    total, total_low = two_sum(d, e)
-    total_low = total_low + (d_low + e_low)
 
     near = d <= e
     k, fraction = split_exponent(total * (1.0 / unit))
@@ -204,8 +221,8 @@ def finish_rows(storage, plan, table):
     sum_of_both = select(near, total + e, fraction + 1.0)
     quotient = difference / sum_of_both
     core = log_of_quotient(quotient)
-    if by_type(storage, 0, 1) == 1:
-        # float64 has no digits to spare: what division and rounding left behind (6.9 ulp without, 2.9 with)
+    if in_float64(storage):
+        # what division and rounding left behind (6.9 ulp without, 2.9 with)
         behind = two_sum(total, e)[1] + (total_low + e_low)
         remainder = fma(-quotient, sum_of_both, difference) + (d_low - quotient * behind)
         core = core + select(near, 2.0 * remainder / sum_of_both, splat_like(core, 0.0))
@@ -257,7 +274,8 @@ def finish_rows(storage, plan, table):
     factor = select(still, zero, factor)
     product = mass * factor
     scale, scale_low = times_inverse(storage, product, inverse, inverse_low)
-    scale_low = scale_low + (fma(mass, factor, -product) + mass_low * factor) * inverse
+    if in_float64(storage):
+        scale_low = scale_low + (fma(mass, factor, -product) + mass_low * factor) * inverse
     store_wide(storage, table + SCALE, select(still, zero, scale))
     store_wide(storage, table + SCALE_LOW, select(still, zero, scale_low))
     store_wide(storage, table + SPREAD_SCALE, factor)
