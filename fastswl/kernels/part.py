@@ -411,7 +411,9 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
     scale_block(arithmetic, logits, logits, n_vectors, scale, scale_low)
     if even:
         subtract_even_from_part(arithmetic, plan, logits, first_class, n_vectors, splat_like(like, beta))
-        if not simple:
+        whole = load_double(table + SCALE + 8 * row)
+        if not simple and whole == whole:
+            # (in a row with NaN all is NaN)
             place = (
                 plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
             )
