@@ -6,7 +6,7 @@ what LLVM chooses to contract, to reassociate or to vectorise.
 
 import functools
 
-from numba import njit, prange, types
+from numba import config, njit, prange, types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
@@ -27,6 +27,9 @@ __all__ = [
     "python_entry",
     "routine",
 ]
+
+if config.DISABLE_JIT:
+    raise RuntimeError("fastswl is compiled by Numba and can't run with NUMBA_DISABLE_JIT=1")
 
 _COMMON = {"error_model": "numpy", "boundscheck": False}
 

@@ -7,6 +7,7 @@ arrays without options don't come here again: `prepared` holds them ready.
 import ctypes
 import functools
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,8 @@ def _walk_split(route: Route, storages: tuple[str, str], words: list[Any], n_thr
 
 #: (operation, dtype, shape) or (dtype, shape, dtype of targets, reduction, with gradient) -> a call that takes the arrays
 prepared: dict[tuple[Any, ...], Any] = {}
+#: a kept call has one plan and one scratch memory, which the GIL guards
+_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 #: shapes kept; past it all are forgotten (a program that goes through thousands of shapes gains nothing by them)
 PREPARED_SHAPES = 256
 
@@ -157,7 +160,7 @@ def _prepare(
     key: tuple[Any, ...], entry: Any, storages: tuple[str, str], route: Route, extent: int, *more: int
 ) -> None:
     """Keep a call of contiguous arrays whose rows are one block: `entry` with all but the arrays given."""
-    if route.walk.name == "split" or route.n_blocks != 1 or route.fields["n_outer"] != 1:
+    if route.walk.name == "split" or route.n_blocks != 1 or route.fields["n_outer"] != 1 or not _GIL:
         return
     partials = (PLAN_BYTES + 63) // 64 * 64
     scratch = partials + 64

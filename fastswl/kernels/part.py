@@ -54,6 +54,7 @@ from fastswl.kernels.spread import (
     vectors_serve,
 )
 from fastswl.simd import (
+    VECTOR_BYTES,
     absolute,
     any_lane,
     arithmetic_of,
@@ -235,10 +236,12 @@ def sum_one(storage, total):
 @routine
 def first_of_row(storage, logits, n, value):
     """The first class whose logit is `value`, -1 where there is none."""
-    size = itemsize(storage)
-    for c in range(n):
-        if load_one(storage, logits + size * c) == value:
-            return c
+    size, width = itemsize(storage), lanes(storage)
+    for i in range(vectors_of(storage, n)):
+        if any_lane(load(storage, logits + VECTOR_BYTES * i) == value):
+            for c in range(width * i, min(width * (i + 1), n)):
+                if load_one(storage, logits + size * c) == value:
+                    return c
     return -1
 
 
@@ -273,7 +276,8 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
         m = top
     power = load_double(parts + PART_BYTES * leader + PART_POWER)
     m_low = load_double(parts + PART_BYTES * leader + PART_REFERENCE_LOW)
-    high, low, mass, distance = 0.0, 0.0, 0.0, 0.0
+    high, low = 0.0, 0.0
+    mass, mass_low, distance, distance_low = 0.0, 0.0, 0.0, 0.0
     chosen, apart, apart_low = -1, -np.inf, 0.0
     part_classes = PART_VECTORS * lanes(storage)
     for i in range(n_parts):
@@ -295,14 +299,18 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
                 part + PART_MASS, plan.label_smoothing / plan.n_classes * weight_of_part(plan, i, part_classes)
             )
         part_mass = load_double(part + PART_MASS)
-        if spread_wanted(plan) and part_mass != 0.0:
-            limited = min(max(load_double(part + PART_TOP), -limit), limit)
-            mass += part_mass
-            distance += load_double(part + PART_DISTANCE) + part_mass * (
-                (m - limited) + (m_low - load_double(part + PART_REFERENCE_LOW))
-            )
-        elif spread_wanted(plan):
-            distance += load_double(part + PART_DISTANCE)
+        if spread_wanted(plan):
+            away = load_double(part + PART_DISTANCE)
+            if part_mass != 0.0:
+                limited = min(max(load_double(part + PART_TOP), -limit), limit)
+                away += part_mass * ((m - limited) + (m_low - load_double(part + PART_REFERENCE_LOW)))
+            mass, error = add_exactly(mass, part_mass)
+            mass_low += error
+            distance, error = add_exactly(distance, away)
+            distance_low += error
+    if abs(distance) < np.inf:
+        distance += distance_low
+    mass += mass_low
     store_double(table + TOP + 8 * row, np.nan if poisoned else top + shift)
     store_double(table + REFERENCE + 8 * row, m)
     store_double(table + REFERENCE_LOW + 8 * row, m_low)
