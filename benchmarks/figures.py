@@ -1,6 +1,6 @@
 """The pictures of the README, from what compare.py and sweep.py saved.
 
-    python -m benchmarks.figures     # writes benchmarks/figures/speed.png and sweep.png
+    python -m benchmarks.figures     # writes benchmarks/results/speed.png and sweep.png
 
 speed.png: time in units of the parallel plain copy of the same array, by shape, ours and the
 rivals', memory for the result given where a library can take it. sweep.png: cost per element from
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compare", type=Path, default=HERE / "results" / "compare.json")
     parser.add_argument("--sweep", type=Path, default=HERE / "results" / "sweep.json")
     parser.add_argument("--threads", default="2", help="of speed.png; default 2")
-    parser.add_argument("--out", type=Path, default=HERE / "figures", help="folder")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder")
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     missing = False
