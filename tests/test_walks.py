@@ -128,17 +128,25 @@ def test_a_split_row_has_the_bits_of_a_whole_one(dtype, options, crossovers):
         np.testing.assert_array_equal(whole.grad, split.grad)
 
 
+def aligned_memory(size, dtype, alignment=64):
+    """An array that begins at a multiple of `alignment`: NumPy promises 16 bytes only."""
+    raw = np.empty(size * np.dtype(dtype).itemsize + alignment, np.uint8)
+    begin = -raw.ctypes.data % alignment
+    return raw[begin : begin + size * np.dtype(dtype).itemsize].view(dtype)
+
+
 @pytest.mark.parametrize("shape", [(1000, 3), (777, 10), (333, 33), (259, 100), (101, 200), (37, 1000), (5, 9000)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-@pytest.mark.parametrize("offset", [0, 1, 5])
+@pytest.mark.parametrize("offset", [0, 1, 5, 15, 31])
 def test_streamed_results_have_the_same_bits(shape, dtype, offset, crossovers):
     x, targets = problem(shape, -1, dtype)
     targets[::7] = -100
     plain = swl.cross_entropy_value_and_grad(x, targets)
     crossovers("STREAMING_BYTES", 16)
     for n_threads in (1, 2):
-        # results that begin anywhere in a cache line, between numbers that must stay
-        memory = np.full(x.size + 32, 7.0, x.dtype)
+        # results that begin at a known place of a cache line, between numbers that must stay
+        memory = aligned_memory(x.size + 64, x.dtype)
+        memory[:] = 7.0
         out = memory[offset : offset + x.size].reshape(shape)
         streamed = swl.cross_entropy_value_and_grad(x, targets, grad_out=out, n_threads=n_threads)
         assert streamed.loss == plain.loss

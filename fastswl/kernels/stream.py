@@ -32,8 +32,8 @@ def flush(storage, buffer, target, n, first, last):
         source += LINE_BYTES
     if line < end:
         if last:
-            # of a block within one line, what stands before the target belongs to others
-            place = max(line, target)
+            # from the line's begin: what an earlier tile of the block left there waits, too
+            place = line
             while place < end:
                 store_one(storage, place, load_one(storage, source + (place - line)))
                 place += size
