@@ -78,7 +78,7 @@ def compiled(name: str) -> Callable:
                 x = load(storage, source + step * i)
                 power = nearest_power(storage, load(storage, reference + step * i))
                 magic, lowest = exp_reference(storage, power)
-                store(storage, target + step * i, exp_above(storage, x, x * 0.0, magic, lowest))
+                store(storage, target + step * i, exp_above(storage, x, magic, lowest))
                 store(storage, powers + step * i, power)
 
         return run_above

@@ -122,16 +122,28 @@ def exp_reference(storage, power):
 
 
 @inlined
-def exp_above(storage, x, x_low, magic, lowest):
-    """exp(x + x_low) 2**(bias - N): n - N + biases stands in the low bits of the rounded sum, which become the exponent.
+def exp_above(storage, x, magic, lowest):
+    """exp(x) 2**(bias - N): n - N + biases stands in the low bits of the rounded sum, which become the exponent.
 
     x - m is never formed, so it is never rounded. -inf and all below `lowest` give an exact 0, NaN gives NaN.
     """
+    r, power_of_two = reduce_above(storage, x, magic, lowest)
+    return exp_polynomial(storage, r) * power_of_two
+
+
+@inlined
+def exp_of_sum_above(storage, x, x_low, magic, lowest):
+    """`exp_above` of x + x_low, the second being small beside the first."""
+    r, power_of_two = reduce_above(storage, x, magic, lowest)
+    return exp_polynomial(storage, r + x_low) * power_of_two
+
+
+@inlined
+def reduce_above(storage, x, magic, lowest):
+    """The reduced argument, and the power of two that belongs to it."""
     x = select(x < lowest, lowest, x)
     shifted = fma(x, LOG2_E, magic)
-    r = reduce_argument(storage, x, shifted - magic) + x_low
-    power_of_two = as_floats(as_bits(shifted) << by_type(storage, 23, 52))
-    return exp_polynomial(storage, r) * power_of_two
+    return reduce_argument(storage, x, shifted - magic), as_floats(as_bits(shifted) << by_type(storage, 23, 52))
 
 
 @inlined

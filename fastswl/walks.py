@@ -8,6 +8,7 @@ import functools
 import itertools
 from typing import Any, NamedTuple
 
+from fastswl.kernels.lines import LINE_ROOM
 from fastswl.kernels.part import PART_BYTES, PART_VECTORS
 from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, Plan
 from fastswl.kernels.rows import TABLE_BYTES
@@ -36,7 +37,7 @@ class Walk(NamedTuple):
     tile_rows: int  # rows in a step
     tile_bytes: int  # of each tile of a step of several
     scratch_bytes: int  # a thread's, without the line buffer
-    buffer_bytes: int  # of the line buffer, 0 where results are streamed in place
+    buffer_bytes: int  # of the line buffer, 0 where it is part of the scratch memory
 
 
 def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int, areas: int) -> Walk:
@@ -57,18 +58,17 @@ def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int
             tiles * lanes,
             tile_bytes,
             tiles * tile_bytes,
-            lanes * n_classes * 8 + 192,
+            lanes * n_classes * 8 + LINE_ROOM,
         )
     part_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
     if n_classes > SPLIT_CLASSES:
-        return Walk("split", 1, 0, areas * part_bytes, 0)
+        return Walk("split", 1, 0, LINE_ROOM + areas * part_bytes, 0)
     tile_rows = min(lanes, max(1, BATCH_ELEMENTS // n_classes))
     vectors = -(-n_classes // lanes)
     n_parts = -(-vectors // PART_VECTORS)
     area = VECTOR_BYTES * (min(PART_VECTORS, vectors) + 1) * n_parts * tile_rows
     scratch_bytes = TABLE_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area
-    buffer_bytes = tile_rows * n_classes * 8 + 192 if tile_rows > 1 else 0
-    return Walk("row", tile_rows, 0, scratch_bytes, buffer_bytes)
+    return Walk("row", tile_rows, 0, scratch_bytes, LINE_ROOM)
 
 
 def result_itemsize(storage: str) -> int:
@@ -160,17 +160,14 @@ def find_route(
     steps_per_block = max(1, BLOCK_ELEMENTS // (walk.tile_rows * shape[-1]))
     streaming = n_rows * shape[-1] * STORAGES[storage].itemsize > STREAMING_BYTES
     itemsize = result_itemsize(storage)
-    gathered = (
-        streaming
-        and walk.buffer_bytes > 0
-        and lengths[-2] == 1
-        and fields.get("out_class") == itemsize
-        and fields.get("out_inner") == itemsize * shape[-1]
-    )
+    neighbours = fields.get("out_class") == itemsize
+    gathered = neighbours and lengths[-2] == 1 and fields.get("out_inner") == itemsize * shape[-1]
+    buffered = streaming and walk.buffer_bytes > 0 and (gathered or (neighbours and walk.name == "row"))
     scratch = (walk.scratch_bytes + 63) // 64 * 64
-    walk = walk._replace(scratch_bytes=scratch + walk.buffer_bytes * gathered)
+    walk = walk._replace(scratch_bytes=scratch + walk.buffer_bytes * buffered)
     fields.update(
-        line_buffer=scratch * gathered,
+        line_buffer=scratch * buffered,
+        gathered=int(gathered),
         tile_rows=walk.tile_rows,
         tile_bytes=walk.tile_bytes,
         tiles_per_block=steps_per_block,

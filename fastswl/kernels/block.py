@@ -21,10 +21,7 @@ from fastswl.simd import (
     wide_zero,
     widen,
 )
-from fastswl.vectormath import accumulate, exp_above, tanh_and_slope, tanh_in_two
-
-#: vectors whose sum is formed in the arithmetic type before it goes to the float64 sum
-GROUP = 2
+from fastswl.vectormath import accumulate, exp_above, exp_of_sum_above, tanh_and_slope, tanh_in_two
 
 
 @routine
@@ -48,26 +45,48 @@ def nan_where_any(storage, source, n, top):
 
 
 @routine
-def exp_and_sum(storage, source, low_parts, target, n, magic, lowest, ahead):
+def exp_and_sum(storage, source, low_parts, target, n, whole, patched, magic, lowest, ahead):
     """e = exp(x) in units of the reference into `target` (may be `source`); the sum of each lane, as (high, low) float64.
 
-    Meanwhile the lines from `ahead` on, which are read next, are asked for, one a vector: what follows a row in memory comes
-    while this one is computed.
+    Vectors go in pairs, whose sum goes to the float64 one. The pairs from `whole` on and the pair `patched` are read from
+    `target`, where they have been put with numbers of their own (-inf past a row's end and at the class that is left out):
+    the others need not be copied first. Meanwhile the lines from `ahead` on, which are read next, are asked for, one a vector:
+    what follows a row in memory comes while this one is computed.
     """
     high = wide_zero(storage)
     low = wide_zero(storage)
-    for first in range(0, n, GROUP):
-        total = magic * 0.0
-        for i in range(first, min(first + GROUP, n)):
-            x_low = magic * 0.0
-            if low_parts != 0:
-                x_low = load(storage, low_parts + VECTOR_BYTES * i)
-            e = exp_above(storage, load(storage, source + VECTOR_BYTES * i), x_low, magic, lowest)
-            store(storage, target + VECTOR_BYTES * i, e)
-            prefetch(ahead + VECTOR_BYTES * i)
-            total = total + e
-        high, low = accumulate(storage, high, low, total)
+    for pair in range(n // 2):
+        offset = 2 * VECTOR_BYTES * pair
+        place = select((pair == patched) | (pair >= whole), target, source) + offset
+        e = exp_of_one(storage, place, low_parts, target, offset, magic, lowest, ahead)
+        f = exp_of_one(storage, place + VECTOR_BYTES, low_parts, target, offset + VECTOR_BYTES, magic, lowest, ahead)
+        high, low = accumulate(storage, high, low, e + f)
+    if n % 2 != 0:
+        offset = VECTOR_BYTES * (n - 1)
+        place = select((n // 2 == patched) | (n // 2 >= whole), target, source) + offset
+        e = exp_of_one(storage, place, low_parts, target, offset, magic, lowest, ahead)
+        high, low = accumulate(storage, high, low, e)
     return high, low
+
+
+@inlined
+def exp_of_one(storage, place, low_parts, target, offset, magic, lowest, ahead):
+    """The exponentials of the vector at `place`, of which the low parts and the target lie at `offset`."""
+    x = load(storage, place)
+    prefetch(ahead + offset)
+    if low_parts != 0:
+        e = exp_of_sum_above(storage, x, load(storage, low_parts + offset), magic, lowest)
+    else:
+        e = exp_above(storage, x, magic, lowest)
+    store(storage, target + offset, e)
+    return e
+
+
+@routine
+def fill_block(storage, target, n, value):
+    """`value` (a vector) everywhere."""
+    for i in range(n):
+        store(storage, target + VECTOR_BYTES * i, value)
 
 
 @routine

@@ -100,6 +100,7 @@ from fastswl.simd import (
     transpose_out,
     wide_zero,
     widen,
+    word,
 )
 from fastswl.vectormath import exp_reference, nearest_power
 
@@ -228,7 +229,9 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count):
     # the next tile, where rows follow each other
     ahead = source + plan.logits_inner * lanes(storage)
     exponentials = mass if keep_logits else tile
-    rest, rest_low = exp_and_sum(arithmetic, tile, low_parts, exponentials, n_classes, magic, lowest, ahead)
+    rest, rest_low = exp_and_sum(
+        arithmetic, tile, low_parts, exponentials, n_classes, n_classes, word(-1), magic, lowest, ahead
+    )
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)
 

@@ -11,6 +11,7 @@ from fastswl.kernels.block import (
     block_maximum,
     cap_and_scale,
     exp_and_sum,
+    fill_block,
     mass_and_distance,
     multiply,
     nan_where_any,
@@ -19,8 +20,8 @@ from fastswl.kernels.block import (
     subtract,
     subtract_mass,
 )
-from fastswl.kernels.lines import load_part, scale_out, store_part, vectors_of
-from fastswl.kernels.plan import INDEX_TARGETS, LOG_SOFTMAX, SOFTMAX, changed, spread_evenly, spread_wanted
+from fastswl.kernels.lines import load_part, part_maximum, store_part, vectors_of, write_row
+from fastswl.kernels.plan import INDEX_TARGETS, LOG_SOFTMAX, LOSS, SOFTMAX, changed, spread_evenly, spread_wanted
 from fastswl.kernels.rows import (
     APART,
     APART_LOW,
@@ -33,6 +34,7 @@ from fastswl.kernels.rows import (
     REFERENCE_LOW,
     REST,
     REST_LOW,
+    ROW_WEIGHT,
     SCALE,
     SCALE_LOW,
     SHIFT,
@@ -67,12 +69,22 @@ from fastswl.simd import (
     load_one,
     power_of_two,
     result_of,
+    same_storage,
     splat_like,
+    store,
     store_double,
     store_one,
     widen,
+    word,
 )
-from fastswl.vectormath import exp_above, exp_reference, max_lanes, nearest_power, plain_total_of_lanes, total_of_lanes
+from fastswl.vectormath import (
+    exp_of_sum_above,
+    exp_reference,
+    max_lanes,
+    nearest_power,
+    plain_total_of_lanes,
+    total_of_lanes,
+)
 
 #: a logit's distance from 0 from which on the row's maximum is subtracted first
 FAR_32, FAR_64 = 1024.0, 4096.0
@@ -108,7 +120,13 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
     logits, mass, low_area, slopes = areas, areas + area_bytes, areas + 2 * area_bytes, areas + 3 * area_bytes
     n_vectors = vectors_of(storage, n)
     place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
-    tops = load_part(storage, logits, place, plan.logits_class, n)
+    # where the logits are read, and from which pair of vectors on they are in scratch memory
+    source, copied = logits, word(0)
+    if stays_in_place(storage, plan, n) and load_double(table + SHIFT + 8 * row) == 0.0:
+        source, copied = place, n // (2 * lanes(storage))
+        tops = part_maximum(arithmetic, place, logits, n)
+    else:
+        tops = load_part(storage, logits, place, plan.logits_class, n)
     low_parts = 0
     if changed(plan):
         low_parts = low_area
@@ -125,7 +143,8 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
         tops = block_maximum(arithmetic, logits, n_vectors)
     top = lane(max_lanes(arithmetic, tops), 0)
     if top == np.inf:
-        poisoned = nan_where_any(arithmetic, logits, n_vectors, splat_like(tops, 0.0))
+        poisoned = nan_where_any(arithmetic, source, 2 * copied, splat_like(tops, 0.0))
+        poisoned = nan_where_any(arithmetic, logits + 2 * VECTOR_BYTES * copied, n_vectors - 2 * copied, poisoned)
         if any_lane(poisoned != poisoned):
             top = np.nan
     # an infinite top, or one that will have the row done again, gives no reference
@@ -145,7 +164,7 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
         if chosen >= n:
             chosen = -1
     elif plan.operation != SOFTMAX:
-        chosen = first_of_row(arithmetic, logits, n, top)
+        chosen = first_of_row(arithmetic, place if copied > 0 else logits, n, top)
     m_low = 0.0
     if low_parts != 0 and plan.kind != INDEX_TARGETS and chosen >= 0:
         m_low = np.float64(load_one(arithmetic, low_parts + size * chosen))
@@ -164,7 +183,14 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
         store_double(part + PART_DISTANCE, sum_one(arithmetic, distance))
 
     apart, apart_low, apart_exp = -np.inf, 0.0, 0.0
+    patched = -1
     if chosen >= 0:
+        # its pair of vectors, where it still is elsewhere
+        patched = chosen // (2 * lanes(storage))
+        if patched < copied:
+            offset = 2 * VECTOR_BYTES * patched
+            store(arithmetic, logits + offset, load(arithmetic, source + offset))
+            store(arithmetic, logits + offset + VECTOR_BYTES, load(arithmetic, source + offset + VECTOR_BYTES))
         apart = np.float64(load_one(arithmetic, logits + size * chosen))
         vector = splat_like(m, load_one(arithmetic, logits + size * chosen))
         zero = splat_like(m, 0.0)
@@ -174,7 +200,7 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
             apart_low = (apart - whole) + load_one(arithmetic, low_parts + size * chosen)
             apart = whole
             low = splat_like(m, load_one(arithmetic, low_parts + size * chosen))
-        apart_exp = lane(exp_above(arithmetic, vector, low, magic, lowest), 0)
+        apart_exp = lane(exp_of_sum_above(arithmetic, vector, low, magic, lowest), 0)
         store_one(arithmetic, logits + size * chosen, -np.inf)
         if spread_evenly(plan):
             class_weight = 1.0
@@ -193,7 +219,11 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
     ahead = place + plan.logits_class * n
     if plan.operation == LOG_SOFTMAX:
         exponentials = mass
-    high, rest_low = exp_and_sum(arithmetic, logits, low_parts, exponentials, n_vectors, magic, lowest, ahead)
+        # all are in scratch memory, but not where the exponentials go
+        source, copied, patched = logits, n_vectors, -1
+    high, rest_low = exp_and_sum(
+        arithmetic, source, low_parts, exponentials, n_vectors, copied, patched, magic, lowest, ahead
+    )
     total, total_low = total_of_lanes(arithmetic, high, rest_low)
     store_double(part + PART_REST, total)
     store_double(part + PART_REST_LOW, total_low)
@@ -202,6 +232,20 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
         if plan.operation == LOG_SOFTMAX:
             restored = apart
         store_one(arithmetic, logits + size * chosen, restored)
+
+
+@inlined
+def stays_in_place(storage, plan, n):
+    """Whether the logits of a part can be read twice where they lie, and need not be brought into scratch memory."""
+    return (
+        same_storage(storage, arithmetic_of(storage))
+        and plan.logits_class == itemsize(storage)
+        and n >= lanes(storage)
+        and plan.mask == 0
+        and plan.operation != LOG_SOFTMAX
+        and not changed(plan)
+        and not spread_wanted(plan)
+    )
 
 
 @routine
@@ -349,105 +393,134 @@ def add_exactly(a, b):
 
 
 @routine
-def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, out, streaming):
-    """The results of one part of a row from its exponentials."""
+def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, line, begin, end):
+    """The results of one part of a row from its exponentials. `line`, `begin`, `end`: see `write_row`; 0 at the begin: those of
+    the part."""
     arithmetic = arithmetic_of(storage)
     results = result_of(storage)
-    size = itemsize(arithmetic)
-    logits, mass, slopes = areas, areas + area_bytes, areas + 3 * area_bytes
-    probabilities = areas + 4 * area_bytes
+    logits = areas
     n_vectors = vectors_of(storage, n)
-    below = load_double(part + PART_POWER) - load_double(table + POWER + 8 * row)
     like = load(arithmetic, logits)
-    # what this thread reads next: the same part of the row after this tile
-    ahead = plan.logits + outer * plan.logits_outer + (inner + plan.tile_rows) * plan.logits_inner
-    ahead += first_class * plan.logits_class
-    if plan.operation == LOG_SOFTMAX:
+    factor, factor_low = splat_like(like, 1.0), splat_like(like, 0.0)
+    scaled = False
+    if plan.operation == LOSS and load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
+        fill_block(arithmetic, logits, n_vectors, factor_low)
+        if plan.softmax != 0:
+            store_part(results, logits, softmax_place(plan, outer, inner, first_class), plan.softmax_class, n)
+    elif plan.operation == LOG_SOFTMAX:
         reference = splat_like(like, load_double(table + REFERENCE + 8 * row))
         shift_logarithms(
             arithmetic, logits, n_vectors, reference, splat_like(like, load_double(table + LOG_SUM + 8 * row))
         )
-        store_part(results, logits, out, plan.out_class, n)
-        return
-    factor = 1.0
-    if below < 0.0:
-        # the row's largest is in another part, 2**-below times this one's
-        factor = two_to(below)
-        if below < -40.0:
-            # the factor of the results could leave the normal range: bring the exponentials to the row's reference first
-            half = two_to(float(int(below * 0.5)))
-            scale_block(arithmetic, logits, logits, n_vectors, splat_like(like, half), splat_like(like, 0.0))
-            rest = two_to(below - float(int(below * 0.5)))
-            scale_block(arithmetic, logits, logits, n_vectors, splat_like(like, rest), splat_like(like, 0.0))
-            factor = 1.0
-    if plan.operation == SOFTMAX or plan.softmax != 0:
-        inverse = splat_like(like, load_double(table + INVERSE + 8 * row) * factor)
-        inverse_low = splat_like(like, load_double(table + INVERSE_LOW + 8 * row) * factor)
+    else:
+        below = to_reference_of_row(arithmetic, table, row, part, logits, n_vectors)
+        inverse = splat_like(like, load_double(table + INVERSE + 8 * row) * below)
+        inverse_low = splat_like(like, load_double(table + INVERSE_LOW + 8 * row) * below)
         if plan.operation == SOFTMAX:
-            if plan.out_class == itemsize(results) and n >= lanes(storage):
-                scale_out(results, logits, out, n, inverse, inverse_low, streaming, ahead)
+            scaled, factor, factor_low = True, inverse, inverse_low
+        else:
+            if plan.softmax != 0:
+                probabilities = areas + 4 * area_bytes
+                scale_block(arithmetic, logits, probabilities, n_vectors, inverse, inverse_low)
+                place = softmax_place(plan, outer, inner, first_class)
+                store_part(results, probabilities, place, plan.softmax_class, n)
+            factor = splat_like(like, load_double(table + SCALE + 8 * row) * below)
+            factor_low = splat_like(like, load_double(table + SCALE_LOW + 8 * row) * below)
+            # nothing but y - t
+            scaled = not (spread_wanted(plan) or plan.z_loss != 0.0 or changed(plan) or plan.mask != 0)
+            if scaled:
+                rest_at_target(arithmetic, plan, table, row, logits, first_class, n, below)
             else:
-                scale_block(arithmetic, logits, logits, n_vectors, inverse, inverse_low)
-                store_part(results, logits, out, plan.out_class, n)
-            return
-        scale_block(arithmetic, logits, probabilities, n_vectors, inverse, inverse_low)
-        place = (
-            plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class
-        )
-        store_part(results, probabilities, place, plan.softmax_class, n)
-    scale = splat_like(like, load_double(table + SCALE + 8 * row) * factor)
-    scale_low = splat_like(like, load_double(table + SCALE_LOW + 8 * row) * factor)
+                gradient_of_part(
+                    storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, factor, factor_low
+                )
+    out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
+    if plan.out_class == itemsize(results):
+        # what this thread reads next: the same part of the row after this tile
+        ahead = plan.logits + outer * plan.logits_outer + (inner + plan.tile_rows) * plan.logits_inner
+        ahead += first_class * plan.logits_class
+        if begin == 0:
+            begin, end = out, out + itemsize(results) * n
+        write_row(results, logits, out, n, scaled, factor, factor_low, line, begin, end, ahead)
+    else:
+        if scaled:
+            scale_block(arithmetic, logits, logits, n_vectors, factor, factor_low)
+        store_part(results, logits, out, plan.out_class, n)
+
+
+@inlined
+def softmax_place(plan, outer, inner, first_class):
+    return plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class
+
+
+@inlined
+def to_reference_of_row(storage, table, row, part, exponentials, n_vectors):
+    """By which power of two the exponentials of a part are multiplied to be in units of the row's reference; what a factor
+    of the results has no room for is done here."""
+    below = load_double(part + PART_POWER) - load_double(table + POWER + 8 * row)
+    if below == 0.0:
+        return 1.0
+    if below >= -40.0:
+        # the row's largest is in another part, 2**-below times this one's
+        return two_to(below)
+    like = load(storage, exponentials)
+    zero = splat_like(like, 0.0)
+    half = float(int(below * 0.5))
+    scale_block(storage, exponentials, exponentials, n_vectors, splat_like(like, two_to(half)), zero)
+    scale_block(storage, exponentials, exponentials, n_vectors, splat_like(like, two_to(below - half)), zero)
+    return 1.0
+
+
+@inlined
+def target_in_part(plan, table, row, first_class, n):
+    """The place of the row's target in a part, -1 where it is elsewhere or not a class."""
     chosen = -1
     if plan.kind == INDEX_TARGETS:
         chosen = int(load_double(table + CLASS + 8 * row)) - first_class
         if chosen >= n:
             chosen = -1
-    beta = load_double(table + SPREAD_SCALE + 8 * row) * (plan.label_smoothing / plan.n_classes)
-    even = spread_evenly(plan)
-    # a class of some weight at -inf (a distance of inf) and a mask want a look at single classes
-    simple = not (even and load_double(part + PART_DISTANCE) == np.inf) and plan.mask == 0
-    alone = not spread_wanted(plan) and plan.z_loss == 0.0
-    if alone and simple and not changed(plan) and plan.out_class == itemsize(results) and n >= lanes(storage):
-        if chosen >= 0:
-            # the gradient there is -d / S: the sum of the others in place of e (a number put among streamed ones costs 3 times all)
-            rest = load_double(table + REST + 8 * row) + load_double(table + REST_LOW + 8 * row)
-            if load_double(table + APART + 8 * row) == -np.inf and rest == rest:
-                rest = 0.0
-            store_one(arithmetic, logits + size * chosen, -rest / factor)
-        scale_out(results, logits, out, n, scale, scale_low, streaming, ahead)
-        return
-    scale_block(arithmetic, logits, logits, n_vectors, scale, scale_low)
-    if even:
-        subtract_even_from_part(arithmetic, plan, logits, first_class, n_vectors, splat_like(like, beta))
+    return chosen
+
+
+@inlined
+def rest_at_target(storage, plan, table, row, exponentials, first_class, n, below):
+    """The gradient at the target is -d / S: the sum of the others in place of e, before the results are scaled (a number
+    put among streamed ones costs 3 times all)."""
+    chosen = target_in_part(plan, table, row, first_class, n)
+    if chosen >= 0:
+        rest = load_double(table + REST + 8 * row) + load_double(table + REST_LOW + 8 * row)
+        if load_double(table + APART + 8 * row) == -np.inf and rest == rest:
+            rest = 0.0
+        store_one(storage, exponentials + itemsize(storage) * chosen, -rest / below)
+
+
+@routine
+def gradient_of_part(
+    storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, factor, factor_low
+):
+    """alpha e - beta q, and what the target, a change of variable and a mask do to it, in place of the exponentials."""
+    arithmetic = arithmetic_of(storage)
+    size = itemsize(arithmetic)
+    logits, mass, slopes = areas, areas + area_bytes, areas + 3 * area_bytes
+    n_vectors = vectors_of(storage, n)
+    scale_block(arithmetic, logits, logits, n_vectors, factor, factor_low)
+    if spread_evenly(plan):
+        beta = load_double(table + SPREAD_SCALE + 8 * row) * (plan.label_smoothing / plan.n_classes)
+        subtract_even_from_part(arithmetic, plan, logits, first_class, n_vectors, splat_like(factor, beta))
         whole = load_double(table + SCALE + 8 * row)
-        if not simple and whole == whole:
-            # (in a row with NaN all is NaN)
+        # a class of some weight at -inf wants a look at single classes (in a row with NaN all is NaN)
+        if load_double(part + PART_DISTANCE) == np.inf and whole == whole:
             place = (
                 plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
             )
             clear_where_infinite(storage, logits, size, place, plan.logits_class, n)
     elif spread_wanted(plan):
-        subtract_mass(
-            arithmetic, logits, mass, n_vectors, splat_like(like, load_double(table + SPREAD_SCALE + 8 * row))
-        )
+        beta = load_double(table + SPREAD_SCALE + 8 * row)
+        subtract_mass(arithmetic, logits, mass, n_vectors, splat_like(factor, beta))
+    chosen = target_in_part(plan, table, row, first_class, n)
     if chosen >= 0:
         store_one(arithmetic, logits + size * chosen, load_double(table + TARGET_GRADIENT + 8 * row))
     if changed(plan):
         multiply(arithmetic, logits, slopes, n_vectors)
     if plan.mask != 0:
         fill_masked(arithmetic, plan, logits, 0.0, size, outer, inner, first_class, n)
-    store_part(results, logits, out, plan.out_class, n)
-
-
-@routine
-def zero_part(storage, plan, outer, inner, first_class, n, out):
-    """The gradient (and the softmax) of a row that is ignored."""
-    results = result_of(storage)
-    for c in range(n):
-        store_one(results, out + plan.out_class * c, 0.0)
-    if plan.softmax != 0:
-        place = (
-            plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class
-        )
-        for c in range(n):
-            store_one(results, place + plan.softmax_class * c, 0.0)

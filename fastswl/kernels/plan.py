@@ -69,6 +69,7 @@ class Plan(NamedTuple):
     tiles_per_block: int  # steps in a block
     streaming: int  # whether results go past the caches
     line_buffer: int  # where in scratch memory results are gathered into lines, 0 where they are not, see `stream.py`
+    gathered: int  # whether the results of all rows follow each other in memory
     kind: int  # of targets
     index_code: int  # which integer type, see `targets.py`
     ignore_index: int

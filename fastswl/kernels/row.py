@@ -7,7 +7,7 @@ the exponentials again in its second pass. The arithmetic, and so every bit, is 
 """
 
 from fastswl.compilation import block_kernel, routine
-from fastswl.kernels.lines import vectors_of
+from fastswl.kernels.lines import LINE_ROOM, vectors_of
 from fastswl.kernels.part import (
     DESCRIBE,
     FINISH,
@@ -19,7 +19,6 @@ from fastswl.kernels.part import (
     finish_part,
     merge_parts,
     row_part,
-    zero_part,
 )
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
 from fastswl.kernels.rows import (
@@ -33,13 +32,12 @@ from fastswl.kernels.rows import (
     store_partial,
     store_row_values,
 )
-from fastswl.kernels.stream import LINE_BYTES, flush
-from fastswl.simd import VECTOR_BYTES, arithmetic_of, lanes, load_double, result_of, store_double, word
+from fastswl.simd import VECTOR_BYTES, arithmetic_of, lanes, load_double, store_double, word
 
 
 @routine
-def row_tile(storage, target_storage, plan, scratch, outer, inner, count, is_first, is_last):
-    """A batch of short rows, or one long row, from logits to results."""
+def row_tile(storage, target_storage, plan, scratch, outer, inner, count, block_begin, block_end):
+    """A batch of short rows, or one long row, from logits to results; the block's are to lie from `block_begin` to `block_end`."""
     arithmetic = arithmetic_of(storage)
     table = scratch
     parts = scratch + TABLE_BYTES
@@ -80,15 +78,12 @@ def row_tile(storage, target_storage, plan, scratch, outer, inner, count, is_fir
         store_row_values(storage, plan, table, table, outer, inner, count)
     if plan.out == 0:
         return
-    tile_out = plan.out + outer * plan.out_outer + inner * plan.out_inner
-    out, streaming = tile_out, plan.streaming
+    line, begin, end = word(0), word(0), word(0)
     if plan.line_buffer != 0:
-        out, streaming = scratch + plan.line_buffer + tile_out % LINE_BYTES, 0
+        line = scratch + plan.line_buffer + VECTOR_BYTES
+        if plan.gathered != 0:
+            begin, end = block_begin, block_end
     for row in range(count):
-        row_out = out + plan.out_inner * row
-        if plan.operation == LOSS and load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
-            zero_part(storage, plan, outer, inner + row, word(0), n_classes, row_out)
-            continue
         for i in range(n_parts):
             finish_part(
                 storage,
@@ -102,11 +97,10 @@ def row_tile(storage, target_storage, plan, scratch, outer, inner, count, is_fir
                 inner + row,
                 part_classes * i,
                 min(part_classes, n_classes - part_classes * i),
-                row_out + plan.out_class * part_classes * i,
-                streaming,
+                line,
+                begin,
+                end,
             )
-    if plan.line_buffer != 0:
-        flush(result_of(storage), scratch + plan.line_buffer, tile_out, n_classes * count, is_first, is_last)
 
 
 @routine
@@ -141,18 +135,16 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
     first_class = part_classes * i
     n = min(part_classes, plan.n_classes - first_class)
     area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
+    areas = scratch + LINE_ROOM
     part = parts + PART_BYTES * i
-    out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
-    if ignored:
-        if plan.phase == FINISH:
-            zero_part(storage, plan, outer, inner, first_class, n, out)
+    if plan.phase == SUM_UP and (ignored or load_double(table + AGAIN) == 0.0):
         return
-    if plan.phase == SUM_UP and load_double(table + AGAIN) == 0.0:
-        return
-    row_part(storage, target_storage, plan, table, word(0), part, scratch, area_bytes, outer, inner, first_class, n)
+    if not ignored:
+        row_part(storage, target_storage, plan, table, word(0), part, areas, area_bytes, outer, inner, first_class, n)
     if plan.phase == FINISH:
+        line = scratch + VECTOR_BYTES if plan.streaming != 0 else word(0)
         finish_part(
-            storage, plan, table, word(0), part, scratch, area_bytes, outer, inner, first_class, n, out, plan.streaming
+            storage, plan, table, word(0), part, areas, area_bytes, outer, inner, first_class, n, line, word(0), word(0)
         )
 
 
@@ -173,12 +165,13 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
         start_block(arithmetic, scratch)
         first_tile = block * plan.tiles_per_block
         last_tile = min(first_tile + plan.tiles_per_block, n_tiles)
+        block_begin = plan.out + first_tile * plan.tile_rows * plan.out_inner
+        block_end = plan.out + min(last_tile * plan.tile_rows, plan.n_outer * plan.n_inner) * plan.out_inner
         for tile in range(first_tile, last_tile):
             outer = tile // tiles_per_outer
             inner = (tile - outer * tiles_per_outer) * plan.tile_rows
             count = min(plan.tile_rows, plan.n_inner - inner)
-            is_first, is_last = tile == first_tile, tile == last_tile - 1
-            row_tile(storage, target_storage, plan, scratch, outer, inner, count, is_first, is_last)
+            row_tile(storage, target_storage, plan, scratch, outer, inner, count, block_begin, block_end)
         if plan.partials != 0:
             store_partial(arithmetic, plan, scratch, block)
     return 0

@@ -210,7 +210,7 @@ def finish_rows(storage, plan, table):
         total, total_low = two_sum(d, e)
         total_low = total_low + (d_low + e_low)
     else:
-        e = exp_above(FLOAT64, apart, wide_zero(storage), magic, lowest) * (unit * 2.0**-BIAS_64)
+        e = exp_above(FLOAT64, apart, magic, lowest) * (unit * 2.0**-BIAS_64)
         e_low = total_low = wide_zero(storage)
         total = d + e
     store_wide(storage, table + APART_EXP, e)

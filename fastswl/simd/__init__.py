@@ -64,6 +64,7 @@ from fastswl.simd.types import (
     lanes,
     result_of,
     same_arithmetic,
+    same_storage,
     target_has,
 )
 from fastswl.simd.words import (
@@ -127,6 +128,7 @@ __all__ = [
     "prefetch_second_level",
     "result_of",
     "same_arithmetic",
+    "same_storage",
     "select",
     "separate",
     "splat",

@@ -126,6 +126,13 @@ def same_arithmetic(typingctx, storage, other):
 
 
 @intrinsic
+def same_storage(typingctx, storage, other):
+    """Whether two storages are the same (a constant of the compilation)."""
+    same = int(storage.storage.name == other.storage.name)
+    return types.boolean(storage, other), lambda context, builder, sig, args: ir.Constant(I1, same)
+
+
+@intrinsic
 def result_of(typingctx, storage):
     """The storage of results: that of the input where it holds fractions, else float64."""
     integral = storage.storage.name.startswith(("int", "uint", "bool"))
