@@ -45,17 +45,16 @@ def nan_where_any(storage, source, n, top):
 
 
 @routine
-def exp_and_sum(storage, source, low_parts, target, n, whole, patched, magic, lowest, ahead):
-    """e = exp(x) in units of the reference into `target` (may be `source`); the sum of each lane, as (high, low) float64.
+def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, magic, lowest, ahead, high, low):
+    """e = exp(x) in units of the reference into `target` (may be `source`), of the vectors from `first` (an even number) to `n`;
+    the sum of each lane added to (high, low), float64.
 
     Vectors go in pairs, whose sum goes to the float64 one. The pairs from `whole` on and the pair `patched` are read from
     `target`, where they have been put with numbers of their own (-inf past a row's end and at the class that is left out):
     the others need not be copied first. Meanwhile the lines from `ahead` on, which are read next, are asked for, one a vector:
     what follows a row in memory comes while this one is computed.
     """
-    high = wide_zero(storage)
-    low = wide_zero(storage)
-    for pair in range(n // 2):
+    for pair in range(first // 2, n // 2):
         offset = 2 * VECTOR_BYTES * pair
         place = select((pair == patched) | (pair >= whole), target, source) + offset
         e = exp_of_one(storage, place, low_parts, target, offset, magic, lowest, ahead)

@@ -1,5 +1,7 @@
 """Pieces of rows between the caller's memory and scratch memory, lanes along the classes."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from fastswl.compilation import inlined, routine
@@ -19,6 +21,7 @@ from fastswl.simd import (
     store,
     store_one,
     store_streaming,
+    word,
 )
 
 #: scratch memory in which a vector that two pieces share is put together: itself and room on either side
@@ -96,67 +99,107 @@ def store_part(storage, source, target, class_stride, n):
             store_one(storage, target + class_stride * c, load_one(arithmetic, source + size * c))
 
 
-@routine
-def write_row(storage, source, target, n, scaled, factor, factor_low, line, begin, end, ahead):
-    """`n` neighbouring results from `target` on: e * (factor + factor_low) of what lies in scratch memory, or e as it is.
+class Results(NamedTuple):
+    """Results of a part of a row on their way out: e * (factor + factor_low) of what lies in scratch memory, or e as it is.
 
     Where `line` is not 0 they go past the caches, in whole vectors at multiples of their size: a line written in pieces costs
-    several whole ones. A vector that begins in one piece (a row or a part of one) and ends in the next is put together at `line`, in
-    scratch memory with a vector of room on either side. One thread writes from `begin` to `end` in order; only the vectors
-    that reach beyond are written number by number.
+    several whole ones. A vector that begins in one part and ends in the next is put together at `line`, in scratch memory with a
+    vector of room on either side. One thread writes from `begin` to `end` in order; only the vectors that reach beyond are
+    written number by number.
     """
-    arithmetic = arithmetic_of(storage)
-    size, stored = itemsize(arithmetic), itemsize(storage)
-    width = lanes(storage)
-    unit = width * stored
-    first = 0
-    if line != 0:
-        before = target % unit
-        if before != 0:
-            first = min((unit - before) // stored, n)
-            if target - before < begin:
-                write_numbers(storage, source, target, 0 * n, first, scaled, factor, factor_low)
-            else:
-                store(storage, line + before, result(load(arithmetic, source), scaled, factor, factor_low))
-                if before + stored * n < unit:
-                    # the vector is not full yet
-                    if target + stored * n == end:
-                        for place in range(target - before, end, stored):
-                            store_one(storage, place, load_one(storage, line + (place - (target - before))))
-                    return
-                store_streaming(storage, target - before, load(storage, line))
-        whole = (n - first) // width
-        for i in range(whole):
-            e = load(arithmetic, source + size * first + VECTOR_BYTES * i)
-            prefetch_second_level(ahead + unit * i)
-            store_streaming(storage, target + stored * first + unit * i, result(e, scaled, factor, factor_low))
-        first += whole * width
-        if first < n and target + stored * n < end:
-            e = load(arithmetic, source + size * (n - width))
-            store(storage, line + stored * (n - first) - unit, result(e, scaled, factor, factor_low))
-            return
-    elif n >= width:
-        for i in range(n // width):
-            e = load(arithmetic, source + VECTOR_BYTES * i)
-            prefetch_second_level(ahead + unit * i)
-            store(storage, target + unit * i, result(e, scaled, factor, factor_low))
-        e = load(arithmetic, source + size * (n - width))
-        store(storage, target + stored * (n - width), result(e, scaled, factor, factor_low))
-        return
-    write_numbers(storage, source, target, first, n, scaled, factor, factor_low)
+
+    source: int
+    target: int  # neighbours in memory
+    n: int
+    scaled: bool
+    factor: Any
+    factor_low: Any
+    line: int
+    begin: int
+    end: int
+    ahead: int  # what is read after they are written
 
 
 @routine
-def write_numbers(storage, source, target, first, end, scaled, factor, factor_low):
-    """`write_row` of some numbers, one by one."""
+def write_row(storage, results):
+    """All three steps of writing."""
+    written = write_head(storage, results)
+    n_vectors = (results.n - written) // lanes(storage)
+    write_vectors(storage, results, written, n_vectors)
+    write_tail(storage, results, written + n_vectors * lanes(storage))
+
+
+@routine
+def write_head(storage, results):
+    """Up to the first whole vector: how many were written."""
+    arithmetic = arithmetic_of(storage)
+    target, n, line = results.target, results.n, results.line
+    stored = itemsize(storage)
+    unit = lanes(storage) * stored
+    before = target % unit
+    if line == 0 or before == 0:
+        return word(0)
+    first = min((unit - before) // stored, n)
+    if target - before < results.begin:
+        write_numbers(storage, results, word(0), first)
+        return first
+    store(storage, line + before, scale_result(load(arithmetic, results.source), results))
+    if before + stored * n >= unit:
+        store_streaming(storage, target - before, load(storage, line))
+    elif target + stored * n == results.end:
+        # the vector is not full, and nothing follows
+        for place in range(target - before, results.end, stored):
+            store_one(storage, place, load_one(storage, line + (place - (target - before))))
+    return first
+
+
+@routine
+def write_vectors(storage, results, first, n):
+    """`n` vectors from the number `first` on; meanwhile the lines that are read after that are asked for."""
+    arithmetic = arithmetic_of(storage)
+    unit = lanes(storage) * itemsize(storage)
+    source = results.source + itemsize(arithmetic) * first
+    target = results.target + itemsize(storage) * first
+    ahead = results.ahead + itemsize(storage) * first
+    for i in range(n):
+        e = scale_result(load(arithmetic, source + VECTOR_BYTES * i), results)
+        prefetch_second_level(ahead + unit * i)
+        if results.line != 0:
+            store_streaming(storage, target + unit * i, e)
+        else:
+            store(storage, target + unit * i, e)
+
+
+@routine
+def write_tail(storage, results, first):
+    """What is left from the number `first` on, less than a vector."""
+    n, line = results.n, results.line
+    if first >= n:
+        return
+    arithmetic = arithmetic_of(storage)
+    stored, width = itemsize(storage), lanes(storage)
+    # the last vector of the part, of which some may have been written
+    source = results.source + itemsize(arithmetic) * (n - width)
+    end = results.target + stored * n
+    if line == 0 and n >= width:
+        store(storage, end - stored * width, scale_result(load(arithmetic, source), results))
+    elif line != 0 and end < results.end:
+        store(storage, line + stored * (n - first) - stored * width, scale_result(load(arithmetic, source), results))
+    else:
+        write_numbers(storage, results, first, n)
+
+
+@routine
+def write_numbers(storage, results, first, end):
+    """Some numbers, one by one."""
     arithmetic = arithmetic_of(storage)
     for c in range(first, end):
-        e = splat_like(factor, load_one(arithmetic, source + itemsize(arithmetic) * c))
-        store_one(storage, target + itemsize(storage) * c, lane(result(e, scaled, factor, factor_low), 0))
+        e = splat_like(results.factor, load_one(arithmetic, results.source + itemsize(arithmetic) * c))
+        store_one(storage, results.target + itemsize(storage) * c, lane(scale_result(e, results), 0))
 
 
 @inlined
-def result(e, scaled, factor, factor_low):
-    if scaled:
-        return fma(e, factor, e * factor_low)
+def scale_result(e, results):
+    if results.scaled:
+        return fma(e, results.factor, e * results.factor_low)
     return e

@@ -229,8 +229,21 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count):
     # the next tile, where rows follow each other
     ahead = source + plan.logits_inner * lanes(storage)
     exponentials = mass if keep_logits else tile
+    zero = wide_zero(arithmetic)
     rest, rest_low = exp_and_sum(
-        arithmetic, tile, low_parts, exponentials, n_classes, n_classes, word(-1), magic, lowest, ahead
+        arithmetic,
+        tile,
+        low_parts,
+        exponentials,
+        word(0),
+        n_classes,
+        n_classes,
+        word(-1),
+        magic,
+        lowest,
+        ahead,
+        zero,
+        zero,
     )
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)

@@ -20,7 +20,7 @@ from fastswl.kernels.block import (
     subtract,
     subtract_mass,
 )
-from fastswl.kernels.lines import load_part, part_maximum, store_part, vectors_of, write_row
+from fastswl.kernels.lines import Results, load_part, part_maximum, store_part, vectors_of, write_vectors
 from fastswl.kernels.plan import INDEX_TARGETS, LOG_SOFTMAX, LOSS, SOFTMAX, changed, spread_evenly, spread_wanted
 from fastswl.kernels.rows import (
     APART,
@@ -67,6 +67,7 @@ from fastswl.simd import (
     load,
     load_double,
     load_one,
+    narrow,
     power_of_two,
     result_of,
     same_storage,
@@ -74,6 +75,7 @@ from fastswl.simd import (
     store,
     store_double,
     store_one,
+    wide_zero,
     widen,
     word,
 )
@@ -90,6 +92,8 @@ from fastswl.vectormath import (
 FAR_32, FAR_64 = 1024.0, 4096.0
 #: vectors in a part of a row: 16 KB, half of the smallest first-level cache in use
 PART_VECTORS = 256
+#: vectors of results that are written between exponentials: a store queue of today holds 48 to 72
+INTERLEAVED = 32
 #: phases of the split walk; WHOLE_ROWS is the row walk
 WHOLE_ROWS, DESCRIBE, SUM_UP, MERGE, FINISH = range(5)
 #: what is known of a part: float64 words
@@ -110,8 +114,11 @@ PART_BYTES = 88
 
 
 @routine
-def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n):
-    """One part of a row: exponentials into the first area, what is known of it into `part`.
+def row_part(
+    storage, target_storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, done, written
+):
+    """One part of a row: exponentials into the first area, what is known of it into `part`. Meanwhile the results `done` of
+    an earlier part, of which `written` numbers are written, go out.
 
     Areas: logits then exponentials; mass (log_softmax: exponentials); low parts of changed logits; slopes of the change.
     """
@@ -221,10 +228,32 @@ def row_part(storage, target_storage, plan, table, row, part, areas, area_bytes,
         exponentials = mass
         # all are in scratch memory, but not where the exponentials go
         source, copied, patched = logits, n_vectors, -1
-    high, rest_low = exp_and_sum(
-        arithmetic, source, low_parts, exponentials, n_vectors, copied, patched, magic, lowest, ahead
-    )
-    total, total_low = total_of_lanes(arithmetic, high, rest_low)
+    high, low = wide_zero(arithmetic), wide_zero(arithmetic)
+    # stores that wait for main memory and arithmetic take turns, in bites that the store queue holds: neither waits for the other
+    n_done = (done.n - written) // lanes(storage)
+    bite = INTERLEAVED if n_done > 0 else n_vectors
+    for first in range(0, n_vectors, bite):
+        n_now = min(bite, n_done - first)
+        if n_now > 0:
+            write_vectors(result_of(storage), done, written + first * lanes(storage), n_now)
+        high, low = exp_and_sum(
+            arithmetic,
+            source,
+            low_parts,
+            exponentials,
+            first,
+            min(first + bite, n_vectors),
+            copied,
+            patched,
+            magic,
+            lowest,
+            ahead,
+            high,
+            low,
+        )
+    if n_done > n_vectors:
+        write_vectors(result_of(storage), done, written + n_vectors * lanes(storage), n_done - n_vectors)
+    total, total_low = total_of_lanes(arithmetic, high, low)
     store_double(part + PART_REST, total)
     store_double(part + PART_REST_LOW, total_low)
     if chosen >= 0:
@@ -392,10 +421,17 @@ def add_exactly(a, b):
     return total, (a - (total - b_part)) + (b - b_part)
 
 
+@inlined
+def no_results(storage):
+    """Nothing on its way out."""
+    zero = narrow(storage, wide_zero(storage))
+    return Results(word(0), word(0), word(0), False, zero, zero, word(0), word(0), word(0), word(0))
+
+
 @routine
 def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, line, begin, end):
-    """The results of one part of a row from its exponentials. `line`, `begin`, `end`: see `write_row`; 0 at the begin: those of
-    the part."""
+    """The results of one part of a row from its exponentials, in their place: what is left to do is to write them. `begin` and
+    `end` are those of the part where they are 0; see `Results`."""
     arithmetic = arithmetic_of(storage)
     results = result_of(storage)
     logits = areas
@@ -435,17 +471,17 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
                     storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, factor, factor_low
                 )
     out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
-    if plan.out_class == itemsize(results):
-        # what this thread reads next: the same part of the row after this tile
-        ahead = plan.logits + outer * plan.logits_outer + (inner + plan.tile_rows) * plan.logits_inner
-        ahead += first_class * plan.logits_class
-        if begin == 0:
-            begin, end = out, out + itemsize(results) * n
-        write_row(results, logits, out, n, scaled, factor, factor_low, line, begin, end, ahead)
-    else:
+    if plan.out_class != itemsize(results):
         if scaled:
             scale_block(arithmetic, logits, logits, n_vectors, factor, factor_low)
         store_part(results, logits, out, plan.out_class, n)
+        return no_results(arithmetic)
+    # what this thread reads next: the same part of the row two tiles on (the next tile is being read while these are written)
+    ahead = plan.logits + outer * plan.logits_outer + (inner + 2 * plan.tile_rows) * plan.logits_inner
+    ahead += first_class * plan.logits_class
+    if begin == 0:
+        begin, end = out, out + itemsize(results) * n
+    return Results(logits, out, n, scaled, factor, factor_low, line, begin, end, ahead)
 
 
 @inlined
