@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fastswl.arguments import LossPlan, empty_error, index_error
 from fastswl.kernels.entry import small_loss, small_softmax
-from fastswl.kernels.part import DESCRIBE, FINISH, MERGE, PART_BYTES, PART_VECTORS, SUM_UP, WHOLE_ROWS
+from fastswl.kernels.part import PART_BYTES, PART_VECTORS
 from fastswl.kernels.plan import (
     CHANGING,
     CHANGING_LAYOUT,
@@ -31,6 +31,7 @@ from fastswl.kernels.plan import (
 )
 from fastswl.kernels.rows import AGAIN, TABLE_BYTES
 from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS
+from fastswl.kernels.split import DESCRIBE, FINISH, MERGE, SUM_UP
 from fastswl.kernels.targets import INDEX_CODES
 from fastswl.running import kernel_address, run_kernel, write_plan
 from fastswl.simd import STORAGES
@@ -99,7 +100,7 @@ def _walk_over(route: Route, storages: tuple[str, str], words: list[Any], n_thre
         sums = np.empty((route.n_blocks, 2))
         partials.append(sums)
         words[_PLACE["partials"]] = address_of(sums)
-    words[_PLACE["phase"]] = WHOLE_ROWS
+    words[_PLACE["phase"]] = 0
     if route.n_rows * route.fields["n_classes"] < PARALLEL_ELEMENTS:
         n_threads = 1
     kernel = kernel_address(route.walk.name, *storages)

@@ -15,8 +15,9 @@ from fastswl.kernels.panel import panel_walk
 from fastswl.kernels.plan import CHANGING_LAYOUT, PLAN_BYTES
 from fastswl.kernels.row import row_walk
 from fastswl.kernels.scan import scan_targets
+from fastswl.kernels.split import split_walk
 
-_KERNELS = {"panel": panel_walk, "strided": panel_walk, "row": row_walk, "split": row_walk, "scan": scan_targets}
+_KERNELS = {"panel": panel_walk, "strided": panel_walk, "row": row_walk, "split": split_walk, "scan": scan_targets}
 _addresses: dict[tuple[str, str, str], int] = {}
 _entries: dict[str, Callable[..., Any]] = {}
 _compile_lock = threading.RLock()

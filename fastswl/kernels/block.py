@@ -24,15 +24,24 @@ from fastswl.simd import (
 from fastswl.vectormath import accumulate, exp_above, exp_of_sum_above, tanh_and_slope, tanh_in_two
 
 
+@inlined
+def larger(x, top):
+    """The larger of each lane; a NaN in `x` is dropped."""
+    return select(x > top, x, top)
+
+
 @routine
 def block_maximum(storage, source, n):
     """The largest of each lane; NaN is dropped (the exponentials keep it)."""
-    top = load(storage, source)
-    top = select(top == top, top, splat_like(top, -np.inf))
-    for i in range(1, n):
-        x = load(storage, source + VECTOR_BYTES * i)
-        top = select(x > top, x, top)
-    return top
+    top = splat_like(load(storage, source), -np.inf)
+    other = top
+    # two chains: each comparison waits for the one before
+    for i in range(n // 2):
+        top = larger(load(storage, source + 2 * VECTOR_BYTES * i), top)
+        other = larger(load(storage, source + 2 * VECTOR_BYTES * i + VECTOR_BYTES), other)
+    if n % 2 != 0:
+        top = larger(load(storage, source + VECTOR_BYTES * (n - 1)), top)
+    return larger(other, top)
 
 
 @routine

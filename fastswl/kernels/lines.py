@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastswl.compilation import inlined, routine
-from fastswl.kernels.block import block_maximum
+from fastswl.kernels.block import block_maximum, larger
 from fastswl.simd import (
     VECTOR_BYTES,
     arithmetic_of,
@@ -16,7 +16,6 @@ from fastswl.simd import (
     load,
     load_one,
     prefetch_second_level,
-    select,
     splat_like,
     store,
     store_one,
@@ -49,11 +48,11 @@ def load_part(storage, target, source, class_stride, n):
             store(arithmetic, target + VECTOR_BYTES * whole, top)
             store(arithmetic, target + size * (n - width), tail)
             store(arithmetic, target + size * n, top)
-            top = select(tail > top, tail, top)
+            top = larger(tail, top)
         for i in range(whole):
             x = load(storage, source + class_stride * width * i)
             store(arithmetic, target + VECTOR_BYTES * i, x)
-            top = select(x > top, x, top)
+            top = larger(x, top)
         return top
     store(arithmetic, target + VECTOR_BYTES * whole, top)
     for c in range(n):
@@ -66,14 +65,11 @@ def part_maximum(storage, source, edge, n):
     """`load_part` of neighbouring numbers of the arithmetic type that stay where they are: only what is past the last whole pair of
     vectors is put, filled up with -inf, at its place in the block `edge`. At least one vector."""
     size, width = itemsize(storage), lanes(storage)
-    top = splat_like(load(storage, source), -np.inf)
-    for i in range(n // width):
-        x = load(storage, source + VECTOR_BYTES * i)
-        top = select(x > top, x, top)
+    top = block_maximum(storage, source, n // width)
     if n % (2 * width) != 0:
         infinite = splat_like(top, -np.inf)
         tail = load(storage, source + size * (n - width))
-        top = select(tail > top, tail, top)
+        top = larger(tail, top)
         if n % (2 * width) > width:
             place = 2 * VECTOR_BYTES * (n // (2 * width))
             store(storage, edge + place, load(storage, source + place))

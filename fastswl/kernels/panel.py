@@ -35,6 +35,8 @@ from fastswl.kernels.rows import (
     APART_EXP,
     APART_LOW,
     CLASS,
+    FAR_32,
+    FAR_64,
     INVERSE,
     INVERSE_LOW,
     LOG_SUM,
@@ -106,8 +108,6 @@ from fastswl.vectormath import exp_reference, nearest_power
 
 #: classes up to which a row's own class is found by comparing with every class (a vector of rows at a time), not by row
 COMPARED_CLASSES = 32
-#: a logit's distance from 0 from which on the row's maximum is subtracted first
-FAR_32, FAR_64 = 1024.0, 4096.0
 
 
 @routine

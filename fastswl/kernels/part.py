@@ -23,11 +23,16 @@ from fastswl.kernels.block import (
 from fastswl.kernels.lines import Results, load_part, part_maximum, store_part, vectors_of, write_vectors
 from fastswl.kernels.plan import INDEX_TARGETS, LOG_SOFTMAX, LOSS, SOFTMAX, changed, spread_evenly, spread_wanted
 from fastswl.kernels.rows import (
+    AGAIN,
     APART,
+    APART_EXP,
     APART_LOW,
     CLASS,
+    FAR_32,
+    FAR_64,
     INVERSE,
     INVERSE_LOW,
+    LINE,
     LOG_SUM,
     POWER,
     REFERENCE,
@@ -67,14 +72,19 @@ from fastswl.simd import (
     load,
     load_double,
     load_one,
+    load_wide,
     narrow,
     power_of_two,
+    put_in_place,
     result_of,
     same_storage,
+    select,
     splat_like,
+    stays_a_function,
     store,
     store_double,
     store_one,
+    store_wide,
     wide_zero,
     widen,
     word,
@@ -88,15 +98,13 @@ from fastswl.vectormath import (
     total_of_lanes,
 )
 
-#: a logit's distance from 0 from which on the row's maximum is subtracted first
-FAR_32, FAR_64 = 1024.0, 4096.0
 #: vectors in a part of a row: 16 KB, half of the smallest first-level cache in use
 PART_VECTORS = 256
 #: vectors of results that are written between exponentials: a store queue of today holds 48 to 72
 INTERLEAVED = 32
-#: phases of the split walk; WHOLE_ROWS is the row walk
-WHOLE_ROWS, DESCRIBE, SUM_UP, MERGE, FINISH = range(5)
-#: what is known of a part: float64 words
+#: what is known of a part: float64 words, `step` bytes apart. A record of its own has them side by side; a row of one part has
+#: them in the row's column of its table
+RECORD_STEP, COLUMN_STEP = 8, LINE
 (
     PART_TOP,
     PART_POWER,
@@ -104,24 +112,61 @@ WHOLE_ROWS, DESCRIBE, SUM_UP, MERGE, FINISH = range(5)
     PART_REST_LOW,
     PART_APART,
     PART_APART_LOW,
-    PART_REFERENCE_LOW,
     PART_APART_EXP,
     PART_CLASS,
+    PART_REFERENCE_LOW,
     PART_MASS,
     PART_DISTANCE,
-) = range(0, 88, 8)
-PART_BYTES = 88
+) = (
+    line // LINE
+    for line in (
+        TOP,
+        POWER,
+        REST,
+        REST_LOW,
+        APART,
+        APART_LOW,
+        APART_EXP,
+        CLASS,
+        REFERENCE_LOW,
+        SPREAD_MASS,
+        SPREAD_DISTANCE,
+    )
+)
+PART_BYTES = 11 * RECORD_STEP
+
+
+@inlined
+def parts_of(storage, n_classes):
+    """How many parts a row has, and the classes of all but the last."""
+    part_classes = PART_VECTORS * lanes(storage)
+    return (n_classes + part_classes - 1) // part_classes, part_classes
 
 
 @routine
 def row_part(
-    storage, target_storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, done, written
+    storage,
+    target_storage,
+    plan,
+    table,
+    row,
+    part,
+    step,
+    areas,
+    area_bytes,
+    outer,
+    inner,
+    first_class,
+    n,
+    done,
+    written,
 ):
     """One part of a row: exponentials into the first area, what is known of it into `part`. Meanwhile the results `done` of
     an earlier part, of which `written` numbers are written, go out.
 
     Areas: logits then exponentials; mass (log_softmax: exponentials); low parts of changed logits; slopes of the change.
     """
+    put_in_place()
     arithmetic = arithmetic_of(storage)
     size = itemsize(arithmetic)
     logits, mass, low_area, slopes = areas, areas + area_bytes, areas + 2 * area_bytes, areas + 3 * area_bytes
@@ -161,8 +206,8 @@ def row_part(
         reference = max(top, -limit)
     m = splat_like(load(arithmetic, logits), reference)
     power = nearest_power(arithmetic, m)
-    store_double(part + PART_TOP, top)
-    store_double(part + PART_POWER, lane(power, 0))
+    store_double(part + step * PART_TOP, top)
+    store_double(part + step * PART_POWER, lane(power, 0))
     magic, lowest = exp_reference(arithmetic, power)
 
     chosen = -1
@@ -175,21 +220,23 @@ def row_part(
     m_low = 0.0
     if low_parts != 0 and plan.kind != INDEX_TARGETS and chosen >= 0:
         m_low = np.float64(load_one(arithmetic, low_parts + size * chosen))
-    store_double(part + PART_REFERENCE_LOW, m_low)
+    store_double(part + step * PART_REFERENCE_LOW, m_low)
     # distances are from the row's largest logit in the end: here from this part's reference
     if spread_evenly(plan):
         unit = plan.label_smoothing / plan.n_classes
         even = even_distance_of_part(arithmetic, plan, logits, low_parts, first_class, n, widen(m))
-        store_double(part + PART_DISTANCE, unit * sum_one(arithmetic, even))
+        store_double(part + step * PART_DISTANCE, unit * sum_one(arithmetic, even))
     elif spread_wanted(plan):
         make_mass(arithmetic, target_storage, plan, mass, n_vectors, outer, inner, first_class, n)
         q_sum, distance = mass_and_distance(
             arithmetic, logits, low_parts, mass, n_vectors, widen(m), splat_like(widen(m), m_low)
         )
-        store_double(part + PART_MASS, sum_one(arithmetic, q_sum))
-        store_double(part + PART_DISTANCE, sum_one(arithmetic, distance))
+        store_double(part + step * PART_MASS, sum_one(arithmetic, q_sum))
+        store_double(part + step * PART_DISTANCE, sum_one(arithmetic, distance))
 
     apart, apart_low, apart_exp = -np.inf, 0.0, 0.0
+    # its e is put back for a softmax and for targets that are not a class; parts of a row are merged with it
+    e_wanted = step == RECORD_STEP or plan.kind != INDEX_TARGETS or plan.softmax != 0
     patched = -1
     if chosen >= 0:
         # its pair of vectors, where it still is elsewhere
@@ -207,7 +254,8 @@ def row_part(
             apart_low = (apart - whole) + load_one(arithmetic, low_parts + size * chosen)
             apart = whole
             low = splat_like(m, load_one(arithmetic, low_parts + size * chosen))
-        apart_exp = lane(exp_of_sum_above(arithmetic, vector, low, magic, lowest), 0)
+        if e_wanted:
+            apart_exp = lane(exp_of_sum_above(arithmetic, vector, low, magic, lowest), 0)
         store_one(arithmetic, logits + size * chosen, -np.inf)
         if spread_evenly(plan):
             class_weight = 1.0
@@ -216,10 +264,10 @@ def row_part(
             store_double(table + SPREAD_AT_TARGET + 8 * row, plan.label_smoothing / plan.n_classes * class_weight)
         elif plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0:
             store_double(table + SPREAD_AT_TARGET + 8 * row, load_one(arithmetic, mass + size * chosen))
-    store_double(part + PART_CLASS, chosen)
-    store_double(part + PART_APART, apart)
-    store_double(part + PART_APART_LOW, 0.0 if apart == -np.inf else apart_low)
-    store_double(part + PART_APART_EXP, apart_exp)
+    store_double(part + step * PART_CLASS, chosen)
+    store_double(part + step * PART_APART, apart)
+    store_double(part + step * PART_APART_LOW, 0.0 if apart == -np.inf else apart_low)
+    store_double(part + step * PART_APART_EXP, apart_exp)
 
     exponentials = logits
     # what follows in memory: the next part, or the next row of a contiguous array
@@ -236,7 +284,7 @@ def row_part(
         n_now = min(bite, n_done - first)
         if n_now > 0:
             write_vectors(result_of(storage), done, written + first * lanes(storage), n_now)
-        high, low = exp_and_sum(
+        high, low = exp_of_bite(
             arithmetic,
             source,
             low_parts,
@@ -254,13 +302,20 @@ def row_part(
     if n_done > n_vectors:
         write_vectors(result_of(storage), done, written + n_vectors * lanes(storage), n_done - n_vectors)
     total, total_low = total_of_lanes(arithmetic, high, low)
-    store_double(part + PART_REST, total)
-    store_double(part + PART_REST_LOW, total_low)
+    store_double(part + step * PART_REST, total)
+    store_double(part + step * PART_REST_LOW, total_low)
     if chosen >= 0:
         restored = apart_exp
         if plan.operation == LOG_SOFTMAX:
             restored = apart
         store_one(arithmetic, logits + size * chosen, restored)
+
+
+@routine
+def exp_of_bite(storage, source, low_parts, target, first, n, whole, patched, magic, lowest, ahead, high, low):
+    """`exp_and_sum` as a function of its own: in place, its constants were loaded from memory again for every vector."""
+    stays_a_function()
+    return exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, magic, lowest, ahead, high, low)
 
 
 @inlined
@@ -333,8 +388,8 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
     leader = 0
     poisoned = False
     for i in range(n_parts):
-        part_top = load_double(parts + PART_BYTES * i + PART_TOP)
-        rest = load_double(parts + PART_BYTES * i + PART_REST)
+        part_top = load_double(parts + PART_BYTES * i + RECORD_STEP * PART_TOP)
+        rest = load_double(parts + PART_BYTES * i + RECORD_STEP * PART_REST)
         poisoned = poisoned or part_top != part_top or (rest != rest and part_top < np.inf)
         if part_top > top:
             top = part_top
@@ -347,36 +402,37 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
     m = 0.0
     if abs(top) < np.inf:
         m = top
-    power = load_double(parts + PART_BYTES * leader + PART_POWER)
-    m_low = load_double(parts + PART_BYTES * leader + PART_REFERENCE_LOW)
+    power = load_double(parts + PART_BYTES * leader + RECORD_STEP * PART_POWER)
+    m_low = load_double(parts + PART_BYTES * leader + RECORD_STEP * PART_REFERENCE_LOW)
     high, low = 0.0, 0.0
     mass, mass_low, distance, distance_low = 0.0, 0.0, 0.0, 0.0
     chosen, apart, apart_low = -1, -np.inf, 0.0
     part_classes = PART_VECTORS * lanes(storage)
     for i in range(n_parts):
         part = parts + PART_BYTES * i
-        factor = two_to(load_double(part + PART_POWER) - power)
-        high, error = add_exactly(high, load_double(part + PART_REST) * factor)
-        low += error + load_double(part + PART_REST_LOW) * factor
-        place = int(load_double(part + PART_CLASS))
+        factor = two_to(load_double(part + RECORD_STEP * PART_POWER) - power)
+        high, error = add_exactly(high, load_double(part + RECORD_STEP * PART_REST) * factor)
+        low += error + load_double(part + RECORD_STEP * PART_REST_LOW) * factor
+        place = int(load_double(part + RECORD_STEP * PART_CLASS))
         if place >= 0:
             if plan.kind == INDEX_TARGETS or i == leader:
                 chosen = place + part_classes * i
-                apart = load_double(part + PART_APART)
-                apart_low = load_double(part + PART_APART_LOW)
+                apart = load_double(part + RECORD_STEP * PART_APART)
+                apart_low = load_double(part + RECORD_STEP * PART_APART_LOW)
             else:
-                high, error = add_exactly(high, load_double(part + PART_APART_EXP) * factor)
+                high, error = add_exactly(high, load_double(part + RECORD_STEP * PART_APART_EXP) * factor)
                 low += error
         if spread_evenly(plan):
             store_double(
-                part + PART_MASS, plan.label_smoothing / plan.n_classes * weight_of_part(plan, i, part_classes)
+                part + RECORD_STEP * PART_MASS,
+                plan.label_smoothing / plan.n_classes * weight_of_part(plan, i, part_classes),
             )
-        part_mass = load_double(part + PART_MASS)
+        part_mass = load_double(part + RECORD_STEP * PART_MASS)
         if spread_wanted(plan):
-            away = load_double(part + PART_DISTANCE)
+            away = load_double(part + RECORD_STEP * PART_DISTANCE)
             if part_mass != 0.0:
-                limited = min(max(load_double(part + PART_TOP), -limit), limit)
-                away += part_mass * ((m - limited) + (m_low - load_double(part + PART_REFERENCE_LOW)))
+                limited = min(max(load_double(part + RECORD_STEP * PART_TOP), -limit), limit)
+                away += part_mass * ((m - limited) + (m_low - load_double(part + RECORD_STEP * PART_REFERENCE_LOW)))
             mass, error = add_exactly(mass, part_mass)
             mass_low += error
             distance, error = add_exactly(distance, away)
@@ -397,6 +453,39 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
     if plan.kind != INDEX_TARGETS:
         store_double(table + CLASS + 8 * row, chosen)
     return False
+
+
+@routine
+def settle_rows(storage, plan, table):
+    """`merge_parts` of rows of one part, all rows of a tile at once; whether any may have to be done again."""
+    top, rest = load_wide(storage, table + TOP), load_wide(storage, table + REST)
+    finite = absolute(top) < np.inf
+    store_wide(storage, table + REFERENCE, select(finite, top, splat_like(top, 0.0)))
+    if spread_evenly(plan):
+        mass = plan.label_smoothing / plan.n_classes * plan.weight_total
+        store_wide(storage, table + SPREAD_MASS, splat_like(top, mass))
+    shift = load_wide(storage, table + SHIFT)
+    poisoned = (rest != rest) & (top < np.inf)
+    store_wide(storage, table + TOP, select(poisoned, splat_like(top, np.nan), top + shift))
+    far = (absolute(top) >= by_type(storage, FAR_32, FAR_64)) & finite & (shift == 0.0)
+    return any_lane(far)
+
+
+@routine
+def mark_far_rows(storage, plan, table, count):
+    """Say in AGAIN which rows have to be done again with their maximum subtracted, in SHIFT by what; whether there is any."""
+    found = False
+    for row in range(count):
+        m = load_double(table + REFERENCE + 8 * row)
+        far = abs(m) >= by_type(storage, FAR_32, FAR_64) and load_double(table + SHIFT + 8 * row) == 0.0
+        if plan.operation == LOSS and load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
+            # an ignored row is not read
+            far = False
+        if far:
+            store_double(table + SHIFT + 8 * row, m)
+        store_double(table + AGAIN + 8 * row, 1.0 if far else 0.0)
+        found = found or far
+    return found
 
 
 @inlined
@@ -429,9 +518,12 @@ def no_results(storage):
 
 
 @routine
-def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, line, begin, end):
+def finish_part(
+    storage, plan, table, row, part, step, areas, area_bytes, outer, inner, first_class, n, line, begin, end
+):
     """The results of one part of a row from its exponentials, in their place: what is left to do is to write them. `begin` and
     `end` are those of the part where they are 0; see `Results`."""
+    put_in_place()
     arithmetic = arithmetic_of(storage)
     results = result_of(storage)
     logits = areas
@@ -449,7 +541,7 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
             arithmetic, logits, n_vectors, reference, splat_like(like, load_double(table + LOG_SUM + 8 * row))
         )
     else:
-        below = to_reference_of_row(arithmetic, table, row, part, logits, n_vectors)
+        below = to_reference_of_row(arithmetic, table, row, part, step, logits, n_vectors)
         inverse = splat_like(like, load_double(table + INVERSE + 8 * row) * below)
         inverse_low = splat_like(like, load_double(table + INVERSE_LOW + 8 * row) * below)
         if plan.operation == SOFTMAX:
@@ -468,7 +560,20 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
                 rest_at_target(arithmetic, plan, table, row, logits, first_class, n, below)
             else:
                 gradient_of_part(
-                    storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, factor, factor_low
+                    storage,
+                    plan,
+                    table,
+                    row,
+                    part,
+                    step,
+                    areas,
+                    area_bytes,
+                    outer,
+                    inner,
+                    first_class,
+                    n,
+                    factor,
+                    factor_low,
                 )
     out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
     if plan.out_class != itemsize(results):
@@ -490,10 +595,10 @@ def softmax_place(plan, outer, inner, first_class):
 
 
 @inlined
-def to_reference_of_row(storage, table, row, part, exponentials, n_vectors):
+def to_reference_of_row(storage, table, row, part, step, exponentials, n_vectors):
     """By which power of two the exponentials of a part are multiplied to be in units of the row's reference; what a factor
     of the results has no room for is done here."""
-    below = load_double(part + PART_POWER) - load_double(table + POWER + 8 * row)
+    below = load_double(part + step * PART_POWER) - load_double(table + POWER + 8 * row)
     if below == 0.0:
         return 1.0
     if below >= -40.0:
@@ -532,7 +637,7 @@ def rest_at_target(storage, plan, table, row, exponentials, first_class, n, belo
 
 @routine
 def gradient_of_part(
-    storage, plan, table, row, part, areas, area_bytes, outer, inner, first_class, n, factor, factor_low
+    storage, plan, table, row, part, step, areas, area_bytes, outer, inner, first_class, n, factor, factor_low
 ):
     """alpha e - beta q, and what the target, a change of variable and a mask do to it, in place of the exponentials."""
     arithmetic = arithmetic_of(storage)
@@ -545,7 +650,7 @@ def gradient_of_part(
         subtract_even_from_part(arithmetic, plan, logits, first_class, n_vectors, splat_like(factor, beta))
         whole = load_double(table + SCALE + 8 * row)
         # a class of some weight at -inf wants a look at single classes (in a row with NaN all is NaN)
-        if load_double(part + PART_DISTANCE) == np.inf and whole == whole:
+        if load_double(part + step * PART_DISTANCE) == np.inf and whole == whole:
             place = (
                 plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
             )

@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     partials: int  # (sum, rest) of the losses of each block, float64
     row_factor: float  # of every row's gradient: upstream / divisor
     weight_total: float  # of all classes
-    phase: int  # of the split walk, see `part.py`
+    phase: int  # of the split walk, see `split.py`
     row_tables: int  # split walk: what is known of each row
     row_parts: int  # split walk: what is known of each part of each row
     # what shapes, strides and options say

@@ -2,24 +2,23 @@
 
 A row is cut into parts of at most `PART_VECTORS` vectors. Each part has its own power of two as a reference, so that it is read
 from main memory once; parts merge by exact powers of two, in order. The row walk takes a whole row (or a batch of short
-ones) in one thread and keeps its exponentials in the cache; the split walk gives the parts of a row to all threads and computes
-the exponentials again in its second pass. The arithmetic, and so every bit, is the same.
+ones) in one thread and keeps its exponentials in the cache.
 """
 
-from fastswl.compilation import block_kernel, inlined, routine
-from fastswl.kernels.lines import LINE_ROOM, vectors_of, write_head, write_row, write_tail, write_vectors
+from fastswl.compilation import block_kernel, routine
+from fastswl.kernels.lines import vectors_of, write_head, write_tail, write_vectors
 from fastswl.kernels.part import (
-    DESCRIBE,
-    FINISH,
-    MERGE,
+    COLUMN_STEP,
     PART_BYTES,
     PART_VECTORS,
-    SUM_UP,
-    WHOLE_ROWS,
+    RECORD_STEP,
     finish_part,
+    mark_far_rows,
     merge_parts,
     no_results,
+    parts_of,
     row_part,
+    settle_rows,
 )
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
 from fastswl.kernels.rows import (
@@ -33,14 +32,17 @@ from fastswl.kernels.rows import (
     store_partial,
     store_row_values,
 )
-from fastswl.simd import VECTOR_BYTES, arithmetic_of, lanes, load_double, result_of, store_double, word
-
-
-@inlined
-def parts_of(storage, n_classes):
-    """How many parts a row has, and the classes of all but the last."""
-    part_classes = PART_VECTORS * lanes(storage)
-    return (n_classes + part_classes - 1) // part_classes, part_classes
+from fastswl.simd import (
+    VECTOR_BYTES,
+    arithmetic_of,
+    lanes,
+    load_double,
+    result_of,
+    store_double,
+    store_wide,
+    wide_zero,
+    word,
+)
 
 
 @routine
@@ -73,27 +75,31 @@ def row_tile(
     part_bytes = VECTOR_BYTES * (min(PART_VECTORS, vectors_of(storage, n_classes)) + 1)
     area_bytes = part_bytes * n_parts * plan.tile_rows
     line = min(here, before) + plan.line_buffer + VECTOR_BYTES if plan.line_buffer != 0 else word(0)
+    one_part = n_parts == 1
+    step = word(COLUMN_STEP) if one_part else word(RECORD_STEP)
     describe_rows(storage, plan, here, outer, inner, count)
-    for row in range(max(count, count_before)):
-        wanted = row < count
-        if wanted:
-            store_double(here + SHIFT + 8 * row, 0.0)
-            wanted = plan.operation != LOSS or load_double(here + ROW_WEIGHT + 8 * row) != 0.0
-        finished = row >= count_before
-        again = True
-        while again:
+    store_wide(arithmetic, here + SHIFT, wide_zero(arithmetic))
+    finished, again = False, True
+    while again:
+        again = False
+        for row in range(max(count, count_before)):
+            wanted = row < count and (plan.operation != LOSS or load_double(here + ROW_WEIGHT + 8 * row) != 0.0)
+            if finished and load_double(here + AGAIN + 8 * row) == 0.0:
+                continue
             for i in range(n_parts):
                 number = n_parts * row + i
                 first_class = part_classes * i
                 n = min(part_classes, n_classes - first_class)
+                record = 8 * row if one_part else parts + PART_BYTES * number
                 done = no_results(arithmetic)
-                if not finished:
+                if not finished and row < count_before:
                     done = finish_part(
                         storage,
                         plan,
                         before,
                         row,
-                        before + parts + PART_BYTES * number,
+                        before + record,
+                        step,
                         before + areas + part_bytes * number,
                         area_bytes,
                         outer_before,
@@ -113,7 +119,8 @@ def row_tile(
                         plan,
                         here,
                         row,
-                        here + parts + PART_BYTES * number,
+                        here + record,
+                        step,
                         here + areas + part_bytes * number,
                         area_bytes,
                         outer,
@@ -126,71 +133,15 @@ def row_tile(
                 else:
                     write_vectors(results, done, written, n_done)
                 write_tail(results, done, written + n_done * lanes(storage))
-            finished = True
-            again = wanted and merge_parts(
-                arithmetic, plan, here, row, here + parts + PART_BYTES * n_parts * row, n_parts
-            )
-
-
-@routine
-def split_step(storage, target_storage, plan, scratch, unit, n_parts):
-    """One step of the split walk. Units are rows in the phases DESCRIBE and MERGE, parts of rows in SUM_UP and FINISH."""
-    arithmetic = arithmetic_of(storage)
-    row = unit if plan.phase == DESCRIBE or plan.phase == MERGE else unit // n_parts
-    outer = row // plan.n_inner
-    inner = row - outer * plan.n_inner
-    table = plan.row_tables + TABLE_BYTES * row
-    parts = plan.row_parts + PART_BYTES * n_parts * row
-    if plan.phase == DESCRIBE:
-        start_block(arithmetic, table)
-        describe_rows(storage, plan, table, outer, inner, word(1))
-        store_double(table + AGAIN, 1.0)
-        return
-    ignored = plan.operation == LOSS and load_double(table + ROW_WEIGHT) == 0.0
-    if plan.phase == MERGE:
-        if load_double(table + AGAIN) == 0.0:
-            return
-        again = not ignored and merge_parts(arithmetic, plan, table, word(0), parts, n_parts)
-        store_double(table + AGAIN, 1.0 if again else 0.0)
-        if not again:
-            finish_rows(storage, plan, table)
-            if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                store_row_values(storage, plan, table, table, outer, inner, word(1))
-            if plan.partials != 0:
-                store_partial(arithmetic, plan, table, row)
-        return
-    i = unit - row * n_parts
-    part_classes = PART_VECTORS * lanes(storage)
-    first_class = part_classes * i
-    n = min(part_classes, plan.n_classes - first_class)
-    area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
-    areas = scratch + LINE_ROOM
-    part = parts + PART_BYTES * i
-    if plan.phase == SUM_UP and (ignored or load_double(table + AGAIN) == 0.0):
-        return
-    if not ignored:
-        row_part(
-            storage,
-            target_storage,
-            plan,
-            table,
-            word(0),
-            part,
-            areas,
-            area_bytes,
-            outer,
-            inner,
-            first_class,
-            n,
-            no_results(arithmetic),
-            word(0),
-        )
-    if plan.phase == FINISH:
-        line = scratch + VECTOR_BYTES if plan.streaming != 0 else word(0)
-        results = finish_part(
-            storage, plan, table, word(0), part, areas, area_bytes, outer, inner, first_class, n, line, word(0), word(0)
-        )
-        write_row(result_of(storage), results)
+            if not one_part:
+                far = wanted and merge_parts(
+                    arithmetic, plan, here, row, here + parts + PART_BYTES * n_parts * row, n_parts
+                )
+                store_double(here + AGAIN + 8 * row, 1.0 if far else 0.0)
+                again = again or far
+        if one_part and settle_rows(arithmetic, plan, here):
+            again = mark_far_rows(arithmetic, plan, here, count)
+        finished = True
 
 
 @block_kernel
@@ -198,11 +149,6 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
     """Blocks `first` to `last` of tiles of rows; `scratch` is this thread's."""
     plan = load_plan(plan_address)
     arithmetic = arithmetic_of(storage)
-    if plan.phase != WHOLE_ROWS:
-        n_parts, _ = parts_of(storage, plan.n_classes)
-        for unit in range(first, last):
-            split_step(storage, target_storage, plan, scratch, unit, n_parts)
-        return 0
     tiles_per_outer = (plan.n_inner + plan.tile_rows - 1) // plan.tile_rows
     n_tiles = plan.n_outer * tiles_per_outer
     for block in range(first, last):

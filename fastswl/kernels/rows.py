@@ -42,22 +42,24 @@ from fastswl.vectormath import (
 )
 
 LINE = 128  # bytes: 16 lanes of 8 bytes
-#: where each line stands
+#: where each line stands; the first eleven are known of a part of a row, too, see `part.py`
 (
-    CLASS,  # index of the target, or of the class that is left out of the sum; -1 for none
-    TARGET_MASS,  # q at the target without its share of smoothing: (1 - eps) w_y
-    SPREAD_MASS,  # sum of q over all classes but for that: (eps/C) sum w, or sum of all q
-    SPREAD_AT_TARGET,  # (eps/C) w_y
-    SPREAD_DISTANCE,  # sum of q_c (m - x_c) over the spread part
-    ROW_WEIGHT,  # of the loss: sample_weight, 0 for a row that is ignored
-    ROW_FACTOR,  # of the gradient: sample_weight * upstream / divisor
     TOP,  # the largest logit
-    REFERENCE,  # the same less the shift, 0 where it is infinite: m
-    REFERENCE_LOW,  # what m leaves of the largest logit after a change of variable, where that is the class left out
     POWER,  # rint(m log2 e): N
-    APART,  # the logit that is left out of the sum: the target's, or the largest; -inf for none
     REST,  # sum of the other e, in two parts
     REST_LOW,
+    APART,  # the logit that is left out of the sum: the target's, or the largest; -inf for none
+    APART_LOW,  # what its float64 leaves of it after a change of variable
+    APART_EXP,  # e of the class left out
+    CLASS,  # index of the target, or of the class that is left out of the sum; -1 for none
+    REFERENCE_LOW,  # what m leaves of the largest logit after a change of variable, where that is the class left out
+    SPREAD_MASS,  # sum of q over all classes but for that: (eps/C) sum w, or sum of all q
+    SPREAD_DISTANCE,  # sum of q_c (m - x_c) over the spread part
+    TARGET_MASS,  # q at the target without its share of smoothing: (1 - eps) w_y
+    SPREAD_AT_TARGET,  # (eps/C) w_y
+    ROW_WEIGHT,  # of the loss: sample_weight, 0 for a row that is ignored
+    ROW_FACTOR,  # of the gradient: sample_weight * upstream / divisor
+    REFERENCE,  # the largest less the shift, 0 where it is infinite: m
     LOSS_VALUE,
     SCALE,  # alpha = (Q + 2 z lse) g / S, in two parts of the arithmetic type
     SCALE_LOW,
@@ -69,12 +71,11 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     SUM,  # of the losses of the block so far, in two parts
     SUM_LOW,
     SHIFT,  # what was subtracted from the logits
-    UNITS,  # label_smoothing / (classes left)
-    APART_LOW,  # what its float64 leaves of it after a change of variable
-    APART_EXP,  # e of the class left out
     AGAIN,  # split walk: whether the row's sums have to be done (again)
-) = range(0, 29 * LINE, LINE)
-TABLE_BYTES = 29 * LINE
+) = range(0, 28 * LINE, LINE)
+TABLE_BYTES = 28 * LINE
+#: a logit's distance from 0 from which on the row's maximum is subtracted first
+FAR_32, FAR_64 = 1024.0, 4096.0
 
 
 @routine

@@ -223,3 +223,22 @@ def lane_numbers(typingctx, storage):
         return ir.Constant(context.get_value_type(result), [float(i) for i in range(result.lanes)])
 
     return result(storage), codegen
+
+
+def _attribute(name):
+    @intrinsic
+    def mark(typingctx):
+        def codegen(context, builder, sig, args):
+            builder.function.attributes.add(name)
+            return context.get_dummy_value()
+
+        return types.none(), codegen
+
+    return mark
+
+
+#: the routine in which this stands is called, never put in place: a loop with many constants keeps them in registers where
+#: nothing around it wants some
+stays_a_function = _attribute("noinline")
+#: the routine in which this stands is put in place however long it is: for one that is called once, with many arguments
+put_in_place = _attribute("alwaysinline")

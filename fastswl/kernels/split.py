@@ -1,0 +1,120 @@
+"""Few rows of very many classes: the parts of a row go to all threads.
+
+In phases, each a call of the kernel: what is known of the rows, the sums of each part, the parts of each row merged (again with the
+row's maximum subtracted, where it is far from 0), and the results, for which the exponentials are computed again. The
+arithmetic, and so every bit, is that of the row walk.
+"""
+
+from fastswl.compilation import block_kernel, routine
+from fastswl.kernels.lines import LINE_ROOM, write_row
+from fastswl.kernels.part import (
+    PART_BYTES,
+    PART_VECTORS,
+    RECORD_STEP,
+    finish_part,
+    merge_parts,
+    no_results,
+    parts_of,
+    row_part,
+)
+from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
+from fastswl.kernels.rows import (
+    AGAIN,
+    ROW_WEIGHT,
+    TABLE_BYTES,
+    describe_rows,
+    finish_rows,
+    start_block,
+    store_partial,
+    store_row_values,
+)
+from fastswl.simd import VECTOR_BYTES, arithmetic_of, lanes, load_double, result_of, store_double, word
+
+#: phases
+DESCRIBE, SUM_UP, MERGE, FINISH = range(4)
+
+
+@routine
+def split_step(storage, target_storage, plan, scratch, unit, n_parts):
+    """One step of the split walk. Units are rows in the phases DESCRIBE and MERGE, parts of rows in SUM_UP and FINISH."""
+    arithmetic = arithmetic_of(storage)
+    row = unit if plan.phase == DESCRIBE or plan.phase == MERGE else unit // n_parts
+    outer = row // plan.n_inner
+    inner = row - outer * plan.n_inner
+    table = plan.row_tables + TABLE_BYTES * row
+    parts = plan.row_parts + PART_BYTES * n_parts * row
+    if plan.phase == DESCRIBE:
+        start_block(arithmetic, table)
+        describe_rows(storage, plan, table, outer, inner, word(1))
+        store_double(table + AGAIN, 1.0)
+        return
+    ignored = plan.operation == LOSS and load_double(table + ROW_WEIGHT) == 0.0
+    if plan.phase == MERGE:
+        if load_double(table + AGAIN) == 0.0:
+            return
+        again = not ignored and merge_parts(arithmetic, plan, table, word(0), parts, n_parts)
+        store_double(table + AGAIN, 1.0 if again else 0.0)
+        if not again:
+            finish_rows(storage, plan, table)
+            if plan.operation == LOGSUMEXP or plan.operation == LOSS:
+                store_row_values(storage, plan, table, table, outer, inner, word(1))
+            if plan.partials != 0:
+                store_partial(arithmetic, plan, table, row)
+        return
+    i = unit - row * n_parts
+    part_classes = PART_VECTORS * lanes(storage)
+    first_class = part_classes * i
+    n = min(part_classes, plan.n_classes - first_class)
+    area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
+    areas = scratch + LINE_ROOM
+    part = parts + PART_BYTES * i
+    if plan.phase == SUM_UP and (ignored or load_double(table + AGAIN) == 0.0):
+        return
+    if not ignored:
+        row_part(
+            storage,
+            target_storage,
+            plan,
+            table,
+            word(0),
+            part,
+            word(RECORD_STEP),
+            areas,
+            area_bytes,
+            outer,
+            inner,
+            first_class,
+            n,
+            no_results(arithmetic),
+            word(0),
+        )
+    if plan.phase == FINISH:
+        line = scratch + VECTOR_BYTES if plan.streaming != 0 else word(0)
+        results = finish_part(
+            storage,
+            plan,
+            table,
+            word(0),
+            part,
+            word(RECORD_STEP),
+            areas,
+            area_bytes,
+            outer,
+            inner,
+            first_class,
+            n,
+            line,
+            word(0),
+            word(0),
+        )
+        write_row(result_of(storage), results)
+
+
+@block_kernel
+def split_walk(storage, target_storage, plan_address, scratch, first, last):
+    """Units `first` to `last` of a phase (see `split_step`); `scratch` is this thread's."""
+    plan = load_plan(plan_address)
+    n_parts, _ = parts_of(storage, plan.n_classes)
+    for unit in range(first, last):
+        split_step(storage, target_storage, plan, scratch, unit, n_parts)
+    return 0
