@@ -636,10 +636,24 @@ SHAPES = [
         "test_softmax_family.py::test_axes_that_do_not_merge_and_are_longer_than_a_block",
     ),
     mutant(
-        "axes that hold more than a block: +inf makes the softmax NaN",
+        "axes that hold more than a block: each has its share of the softmax",
         BLOCKS,
-        "                    if total[0] == np.inf:",
-        "                    if False:",
+        "            values *= share",
+        "            pass",
+        "test_softmax_family.py::test_axes_that_do_not_merge_and_are_longer_than_a_block",
+    ),
+    mutant(
+        "axes that hold more than a block: some of nothing but -inf",
+        BLOCKS,
+        "            if share == 0.0:",
+        "            if False:",
+        "test_softmax_family.py::test_axes_that_do_not_merge_and_are_longer_than_a_block",
+    ),
+    mutant(
+        "axes that hold more than a block: those have no share",
+        BLOCKS,
+        "        shares[tops == -np.inf] = 0.0",
+        "        pass",
         "test_softmax_family.py::test_axes_that_do_not_merge_and_are_longer_than_a_block",
     ),
     mutant(

@@ -330,7 +330,7 @@ def unfit_outputs():
     yield "share memory", np.lib.stride_tricks.as_strided(np.full(3, 7.0), (4, 3), (0, 8))
 
 
-@pytest.mark.parametrize(("words", "out"), unfit_outputs())
+@pytest.mark.parametrize(("words", "out"), list(unfit_outputs()))
 def test_outputs_that_no_result_fits(words, out):
     x, y = np.zeros((4, 3)), np.array([0, 2, 1, 0])
     before = out.tobytes()

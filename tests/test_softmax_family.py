@@ -221,11 +221,16 @@ def test_out_without_axes_is_returned():
     assert swl.log_softmax(np.array(3.0), axis=None, out=out) is out and out == 0
 
 
-@pytest.mark.parametrize("special", [None, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("special", [None, "far", "half", np.inf, -np.inf, np.nan])
 def test_axes_that_do_not_merge_and_are_longer_than_a_block(special):
     """Classes on two axes that strides do not allow to be one, 2.8 MB and more of them."""
     x = np.random.default_rng(3).normal(0, 5, (600, 2, 601))
-    if special is not None:
+    if special == "far":
+        x[500:] -= 300.3
+    elif special == "half":
+        x[300:, 0] = -np.inf  # nothing else in the second piece of a row, and in all of the other row
+        x[:, 1] = -np.inf
+    elif special is not None:
         x[300, 0, 7] = special
     view = x[:, :, :-1]
     flat = np.ascontiguousarray(view.transpose(1, 0, 2)).reshape(2, -1)
