@@ -172,6 +172,7 @@ ARRAYS_IN = [
         '            fields[f"{name}_class"] = class_stride',
         '            fields[f"{name}_class"] = abs(class_stride)',
         "test_layouts.py::test_layout",
+        "test_layouts.py::test_layout_of_other_dtypes",
     ),
     mutant(
         "any strides of targets, weights and masks",
@@ -1767,6 +1768,13 @@ CACHE_ON_DISK = [
         CACHE,
         "            continue",
         "            return None",
+        "test_cache.py::test_the_first_directory_that_can_be_written_to",
+    ),
+    mutant(
+        "the cache may lie in the user's directory",
+        CACHE,
+        '    yield Path(base) / "fastswl"\n',
+        "",
         "test_cache.py::test_the_first_directory_that_can_be_written_to",
     ),
     mutant(

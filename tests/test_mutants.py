@@ -31,3 +31,10 @@ def test_a_mutant_changes_one_place_and_names_its_tests(mutant):
 def test_names_are_different():
     names = [mutant.name for mutant in MUTANTS]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("file", ["cache", "layouts", "overlap", "properties", "threads", "walks"])
+def test_every_test_of_some_files_has_a_mutant(file):
+    text = (TESTS / f"test_{file}.py").read_text("utf-8")
+    named = {test.partition("[")[0] for mutant in MUTANTS for test in mutant.tests}
+    assert [name for name in re.findall(r"^def (test_\w+)", text, re.M) if f"test_{file}.py::{name}" not in named] == []
