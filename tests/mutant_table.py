@@ -86,6 +86,27 @@ DTYPES = [
         'raise ValueError(\n            f"{name} has dtype',
         "test_errors.py::test_error",
     ),
+    *(
+        mutant(
+            f"{kind} numbers are refused, not converted",
+            ARRAYS,
+            '    native = array.dtype.newbyteorder("=")\n',
+            f'    if array.dtype.kind == "{letter}" and array.dtype != np.float64:\n'
+            "        array = array.astype(np.float64)\n"
+            '    native = array.dtype.newbyteorder("=")\n',
+            "test_errors.py::test_error",
+        )
+        for kind, letter in {"complex": "c", "object": "O", "string": "U", "time": "M"}.items()
+    ),
+    mutant(
+        "longdouble is refused, not rounded",
+        ARRAYS,
+        '    native = array.dtype.newbyteorder("=")\n',
+        "    if array.dtype == np.longdouble:\n"
+        "        array = array.astype(np.float64)\n"
+        '    native = array.dtype.newbyteorder("=")\n',
+        "test_errors.py::test_error",
+    ),
     mutant(
         "the mean is a np.float64",
         DISPATCH,
@@ -1146,6 +1167,20 @@ OPTIONS = [
         "",
         "test_value_and_grad.py::test_upstream_scales_the_gradient_and_not_the_loss",
     ),
+    mutant(
+        "a call with a logit_scale is no kept one: loss and gradient",
+        FUNCTIONS,
+        "        and logit_scale is DEFAULT_LOGIT_SCALE\n        and upstream",
+        "        and upstream",
+        "test_value_and_grad.py::test_an_option_leaves_nothing_behind[logit_scale]",
+    ),
+    mutant(
+        "a call with a logit_scale is no kept one: the loss alone",
+        FUNCTIONS,
+        "        and logit_scale is DEFAULT_LOGIT_SCALE\n        and type",
+        "        and type",
+        "test_value_and_grad.py::test_an_option_leaves_nothing_behind[logit_scale]",
+    ),
     *(
         mutant(
             f"a call with {option} is not kept for those without",
@@ -1315,7 +1350,7 @@ COMMANDS = [
         "cli/__init__.py",
         '    "warmup": (warmup,',
         '    "heat": (warmup,',
-        "test_cli.py::test_every_command_has_help",
+        "test_cli.py::test_an_error_is_one_line_and_status_2",
     ),
     mutant(
         "the demo's options are checked",
@@ -1437,6 +1472,13 @@ SPECIAL_VALUES = [
         "test_special_values.py::test_ignored_rows_are_never_read",
     ),
     mutant(
+        "a row whose weight is 0 counts as ignored",
+        ROWS,
+        "            if weight != 0.0:",
+        "            if True:",
+        "test_special_values.py::test_ignored_rows_are_never_read",
+    ),
+    mutant(
         "an ignored row has a gradient of 0: long rows",
         PART,
         "store_one(results, out + plan.out_class * c, 0.0)",
@@ -1481,6 +1523,14 @@ SPECIAL_VALUES = [
 ]
 
 FORMULAS = [
+    mutant(
+        "rows of probabilities need not sum to 1",
+        ROWS,
+        "mass, rest = two_sum(target_mass, elsewhere)",
+        "mass, rest = two_sum(splat_like(zero, 1.0), zero)",
+        "test_value_and_grad.py::test_any_combination_of_options",
+        "test_gradients.py::test_one_option",
+    ),
     mutant(
         "z_loss adds s * lse**2",
         ROWS,
