@@ -811,8 +811,8 @@ TARGET_KINDS = [
     mutant(
         "targets of another shape are a ValueError that prints both",
         TARGETS,
-        "fit logits of shape {shape} ",
-        "do not fit the logits ",
+        "targets of shape {array.shape} and dtype",
+        "targets of dtype",
         "test_errors.py::test_error",
     ),
     mutant(
@@ -827,7 +827,7 @@ TARGET_KINDS = [
         "kernels/scan.py",
         "if chosen < 0 or chosen >= plan.n_classes:",
         "if chosen < 0 or chosen > plan.n_classes:",
-        "test_errors.py::test_bad_target_among_many_rows_is_found_before_the_first_write",
+        "test_errors.py::test_error",
     ),
     mutant(
         "the first row is checked, too",
@@ -1107,7 +1107,6 @@ OPTIONS = [
         "float(plan.logit_scale),",
         "1.0,",
         "test_cross_entropy.py::test_each_option",
-        "test_gradients.py::test_one_option",
     ),
     mutant(
         "class_mask is bool",
@@ -1268,8 +1267,8 @@ LAYER_OF_THE_BOOK = [
         "y is the softmax",
         DISPATCH,
         'arrays.add("softmax", plan.probabilities_out, True)',
-        'arrays.add("softmax", plan.probabilities_out, True)\n    plan.probabilities_out is None or plan.probabilities_out.fill(0)',
-        "test_layer.py::test_ignored_and_special_rows",
+        "pass",
+        "test_layer.py::test_formulas_of_the_book",
     ),
     mutant(
         "buffers of another shape are not used again",
@@ -1437,10 +1436,10 @@ SPECIAL_VALUES = [
         "test_special_values.py::test_table_in_full",
     ),
     mutant(
-        "a row with NaN is NaN: the first class",
-        BLOCK,
-        "    top = select(top == top, top, splat_like(top, -np.inf))",
-        "    top = select(top == top, top, splat_like(top, np.inf))",
+        "a row with NaN is NaN",
+        VECTORS,
+        "x = select(x < lowest, lowest, x)\n    shifted = fma(x, LOG2_E, magic)\n    r =",
+        "x = select(x > lowest, x, lowest)\n    shifted = fma(x, LOG2_E, magic)\n    r =",
         "test_special_values.py::test_softmax_family",
     ),
     mutant(
