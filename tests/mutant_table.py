@@ -1654,9 +1654,10 @@ FORMULAS = [
 BITS = [
     mutant(
         "a row's bits do not depend on the other rows",
-        PANEL,
-        "    if any_lane(far):",
-        "    if any_lane(absolute(m) > 1.0):\n        far = absolute(m) >= 0.0",
+        ROWS,
+        "inverse = 1.0 / total",
+        "inverse = 1.0 / total\n"
+        "    if any_lane(total > 1.5 * 2.0 ** bias(storage)):\n        inverse = inverse * (1.0 + 2.0**-20)",
         "test_properties.py::test_permutation_of_rows_changes_no_bit",
         "test_properties.py::test_a_row_alone_has_the_bits_it_has_in_a_batch",
         "test_properties.py::test_bits_of_a_row_do_not_depend_on_its_batch",
