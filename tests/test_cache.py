@@ -47,12 +47,11 @@ def test_a_damaged_file_is_made_anew(tmp_path, ending):
 
 
 def test_a_flipped_bit_is_found(tmp_path):
-    """Whole files, but for one bit in every thousand bytes of machine code: running them could do anything."""
+    """Whole files, but for one bit in the middle, in the machine code: running them could do anything."""
     call(tmp_path)
     for path in tmp_path.rglob("*.nbc"):
         content = bytearray(path.read_bytes())
-        for i in range(len(content) // 2, len(content) - 1000, 1000):
-            content[i] ^= 1
+        content[len(content) // 2] ^= 1
         path.write_bytes(content)
     assert call(tmp_path) == "compiled"
     assert call(tmp_path) == "from the cache"
