@@ -104,13 +104,16 @@ def _run_long_rows(run: Runner, operation: str, x: Array, n_rows_axes: int, out:
     """Evaluate rows longer than a block, each in pieces, with float64 between the pieces.
 
     With m the maximum of a row, l the logsumexp of x - m (itself from the logsumexps of the
-    pieces): logsumexp is m + l, log_softmax (x - m) - l, softmax its exponential. A maximum that is
-    not finite is replaced by 0, which leaves the special values to the arithmetic.
+    pieces): logsumexp is m + l, log_softmax (x - m) - l. A maximum that is not finite is replaced by
+    0, which leaves the special values to the arithmetic.
     """
     class_shape = x.shape[n_rows_axes:]
     pieces = list(cut(class_shape, BLOCK_BYTES // 8))
     for index in np.ndindex(x.shape[:n_rows_axes]):
         row = x[*index, ...]
+        if operation == "softmax":
+            _softmax_of_long_row(run, row, pieces, out[*index, ...], n_threads)
+            continue
         maximum = np.float64(-np.inf)
         for piece in pieces:
             maximum = np.maximum(maximum, np.float64(row[piece].max()))
@@ -129,8 +132,39 @@ def _run_long_rows(run: Runner, operation: str, x: Array, n_rows_axes: int, out:
             for piece in pieces:
                 values = np.subtract(row[piece], maximum, dtype=np.float64)
                 values -= total[0]
-                if operation == "softmax":
-                    np.exp(values, out=values)
-                    if total[0] == np.inf:
-                        values.fill(np.nan)
                 out[*index, ...][piece] = values
+
+
+def _softmax_of_long_row(run: Runner, row: Array, pieces: list[Index], out: Array, n_threads: int) -> None:
+    """Evaluate the softmax of one row in pieces: that of each piece, times the piece's share of the sum.
+
+    (The exponential of log_softmax would have the error of its exponent, 50 ulp and more.) A piece
+    of top t and sum s of exp(x - t) has the share s exp(t - m) / S, and 1 / s is its softmax at t.
+    """
+
+    def softmax_of(piece: Index) -> tuple[Array, float]:
+        values = row[piece].astype(np.float64).reshape(1, -1)
+        top = float(values.max())
+        run("softmax", values, values, n_threads)
+        return values, top
+
+    tops, sums = np.empty(len(pieces)), np.empty(len(pieces))
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        for i, piece in enumerate(pieces):
+            values, tops[i] = softmax_of(piece)
+            sums[i] = 1.0 / values.max()
+        maximum = tops.max()
+        below = tops - maximum
+        # the rounding error of the difference (Knuth's two_sum)
+        moved = below - tops
+        rest = (tops - (below - moved)) - (maximum + moved)
+        shares = sums * np.exp(below) * (1.0 + rest)
+        # a piece of nothing but -inf is NaN by itself; a row of such pieces has to be (0 / 0)
+        shares[tops == -np.inf] = 0.0
+        shares /= shares.sum()
+        for piece, share in zip(pieces, shares, strict=True):
+            values, _ = softmax_of(piece)
+            if share == 0.0:
+                values.fill(0.0)
+            values *= share
+            out[piece] = values.reshape(row[piece].shape)

@@ -156,7 +156,7 @@ def test_sample_weight_broadcasts_to_the_samples():
             assert_loss(got, exact, x.dtype, reduction)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint64"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "uint32", "int64", "uint64"])
 def test_ignore_index_is_compared_by_value(dtype):
     """uint8 156 and uint64 2**64 - 100 have the bits of -100, but are other numbers."""
     x = np.random.default_rng(4).normal(size=(3, 200))
@@ -169,6 +169,16 @@ def test_ignore_index_is_compared_by_value(dtype):
     if dtype == "uint8":
         y[1] = 156
         assert swl.cross_entropy(x, y, reduction="none")[1] > 0
+    if dtype == "uint16":
+        y[1] = 65436
+        with pytest.raises(IndexError, match="65436"):
+            swl.cross_entropy(x, y)
+        assert swl.cross_entropy(x, y, ignore_index=65436, reduction="none")[1] == 0
+    if dtype == "uint32":
+        y[1] = 2**32 - 100
+        with pytest.raises(IndexError, match=str(2**32 - 100)):
+            swl.cross_entropy(x, y)
+        assert swl.cross_entropy(x, y, ignore_index=2**32 - 100, reduction="none")[1] == 0
     if dtype == "uint64":
         y[1] = 2**64 - 100
         with pytest.raises(IndexError, match=str(2**64 - 100)):
@@ -196,6 +206,16 @@ def test_empty_means(kind):
     assert zero == 0 and type(zero) is np.float64
     with pytest.raises(ValueError, match=r"."):
         swl.cross_entropy(x, targets, empty="raise")
+    assert swl.cross_entropy(x, targets, normalizer=12) == 0
+
+
+def test_rows_without_classes():
+    """No index can be right; without target mass the sum has no terms."""
+    x = np.ones((2, 0))
+    with pytest.raises(IndexError, match=r"targets\[1\] is 0.*0 classes"):
+        swl.cross_entropy(x, np.array([-100, 0]))
+    assert np.isnan(swl.cross_entropy(x, np.array([-100, -100])))
+    assert swl.cross_entropy(x, np.ones((2, 0)), reduction="sum") == 0
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,25 @@ def test_integer_targets_of_every_width(dtype):
     assert same_bits(swl.cross_entropy(x, swapped, reduction="none"), expected.loss)
 
 
+@pytest.mark.parametrize("dtype", INTEGER_DTYPES, ids=str)
+def test_the_upper_half_of_unsigned_targets(dtype):
+    """Indices that would be negative, were they signed: in whole vectors of rows, and one at a time."""
+    rng = np.random.default_rng(5)
+    for classes, n in ((128, 40), (250, 40), (250, 3), (50_000, 2)):
+        if classes > np.iinfo(dtype).max:
+            continue
+        x = rng.normal(size=(n, classes)).astype(np.float32)
+        y = classes - 1 - rng.integers(0, classes // 4, n)
+        expected = swl.cross_entropy_value_and_grad(x, y, reduction="none")
+        result = swl.cross_entropy_value_and_grad(x, y.astype(dtype), reduction="none")
+        assert same_bits(result.loss, expected.loss) and same_bits(result.grad, expected.grad)
+        top = np.iinfo(dtype).max if dtype.itemsize < 8 else 2**62
+        ignored = np.full(n, top, dtype)
+        ignored[0] = y[0]
+        result = swl.cross_entropy(x, ignored, reduction="none", ignore_index=int(top))
+        assert same_bits(result[:1], expected.loss[:1]) and np.all(result[1:] == 0)
+
+
 @pytest.mark.parametrize("logits", ["float32", "float64", "float16"])
 def test_probability_targets_of_every_dtype(any_dtype, logits):
     """Targets of another precision than the logits; the logits decide the result."""

@@ -299,6 +299,52 @@ def test_position_of_a_bad_target_in_several_dimensions():
     assert "17" in str(caught.value) and "18" not in str(caught.value)
     with pytest.raises(IndexError, match="8"):
         swl.cross_entropy(np.zeros(5), 8)
+    y = np.zeros((2, 4), int, order="F")
+    y[0, 3], y[1, 0] = 17, 18  # the first by its indices, not in memory
+    with pytest.raises(IndexError, match=r"\(0, 3\).*17"):
+        swl.cross_entropy(np.zeros((2, 4, 5)), y)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8", "uint64"])
+def test_a_bad_target_in_a_call_that_is_kept_ready(dtype):
+    """The second call of the same shapes goes another way."""
+    x, y = np.zeros((4, 3), np.float32), np.array([0, 2, 1, 0], dtype)
+    swl.cross_entropy(x, y)
+    swl.cross_entropy_value_and_grad(x, y)
+    grad = np.full_like(x, 7)
+    for value in (3, np.iinfo(dtype).max, np.iinfo(dtype).min or 4):
+        y[2] = value
+        words = rf"targets\[2\] is {value}, .*3"
+        with pytest.raises(IndexError, match=words):
+            swl.cross_entropy(x, y)
+        with pytest.raises(IndexError, match=words):
+            swl.cross_entropy_value_and_grad(x, y, grad_out=grad)
+    assert np.all(grad == 7)
+
+
+def unfit_outputs():
+    yield "in native byte order", np.full((4, 3), 7.0).astype(">f8" if np.little_endian else "<f8")
+    memory = np.zeros(97, np.uint8)
+    yield "aligned", memory[1:].view(np.float64).reshape(4, 3)
+    yield "share memory", np.lib.stride_tricks.as_strided(np.full(9, 7.0), (4, 3), (16, 8))
+    yield "share memory", np.lib.stride_tricks.as_strided(np.full(3, 7.0), (4, 3), (0, 8))
+
+
+@pytest.mark.parametrize(("words", "out"), list(unfit_outputs()))
+def test_outputs_that_no_result_fits(words, out):
+    x, y = np.zeros((4, 3)), np.array([0, 2, 1, 0])
+    before = out.tobytes()
+    for _ in range(2):
+        for function in (swl.softmax, swl.log_softmax):
+            with pytest.raises(ValueError, match=f"out .*{words}"):
+                function(x, out=out)
+            function(x)
+        with pytest.raises(ValueError, match=f"grad_out .*{words}"):
+            swl.cross_entropy_value_and_grad(x, y, grad_out=out)
+        swl.cross_entropy_value_and_grad(x, y)
+        with pytest.raises(ValueError, match=f"out .*{words}"):
+            swl.logsumexp(np.zeros((4, 3, 2)), out=out)
+    assert out.tobytes() == before
 
 
 def test_bad_target_under_a_sample_weight_of_zero_counts_as_ignored_or_is_refused():

@@ -162,7 +162,7 @@ def test_other_axis():
 def test_batches_of_other_shape_dtype_and_target_kind():
     """The buffers of one call must not leak into the next."""
     layer = swl.SoftmaxWithLoss()
-    batches = ((8, 5, "f4"), (3, 5, "f4"), (8, 7, "f8"), (64, 200, "f4"), (8, 5, "f4"))
+    batches = ((8, 5, "f4"), (8, 5, "f8"), (8, 5, "f4"), (3, 5, "f4"), (8, 7, "f8"), (64, 200, "f4"), (8, 5, "f4"))
     for n, classes, dtype in batches:
         x, y = batch(n, classes, dtype)
         for t in (y, one_hot(y, classes)):
@@ -220,3 +220,31 @@ def test_failed_forward_leaves_the_last_one_in_force_or_none():
     except RuntimeError:
         return
     assert same_bits(again, expected)
+
+
+def test_y_as_the_next_input():
+    """The layer's own memory given back to it, as logits or as targets, the last row first."""
+    x, y = batch(n=200)
+    layer = swl.SoftmaxWithLoss()
+    layer.forward(x, y)
+    p = layer.y[::-1].copy()
+    loss = layer.forward(layer.y[::-1], y)
+    exact = reference_cross_entropy(p, y)
+    assert loss == pytest.approx(float(exact.loss), rel=1e-14)
+    assert_ulp(layer.y, reference_softmax(p), 4)
+    assert_ulp(layer.backward(), exact.grad, 4)
+    q = layer.y[::-1].copy()
+    loss = layer.forward(x, layer.y[::-1])
+    exact = reference_cross_entropy(x, q)
+    assert loss == pytest.approx(float(exact.loss), rel=1e-14)
+    assert_ulp(layer.y, reference_softmax(x), 4)
+    assert_ulp(layer.backward(), exact.grad, 4, exact.grad_terms)
+
+
+def test_the_memory_of_y_is_used_again():
+    x, y = batch()
+    layer = swl.SoftmaxWithLoss()
+    layer.forward(x, y)
+    before = layer.y
+    layer.forward(x + 1, y)
+    assert np.shares_memory(layer.y, before)

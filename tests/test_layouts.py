@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from problems import class_indices, soft_targets
@@ -192,7 +194,7 @@ def test_memory_between_strided_outputs_is_left_alone():
 @pytest.mark.parametrize("margin", [1, 3, 16])
 def test_memory_around_the_outputs_is_left_alone(margin):
     rng = np.random.default_rng(5)
-    for n, classes in ((1, 1), (3, 2), (5, 3), (17, 10), (7, 100), (33, 7), (2, 4100)):
+    for n, classes in ((1, 1), (3, 2), (5, 3), (17, 10), (7, 100), (33, 7), (5, 300), (2, 4100)):
         for dtype in (np.float32, np.float64):
             x = rng.normal(0, 3, (n, classes)).astype(dtype)
             memory = np.full(n * classes + 2 * margin, 7, dtype)
@@ -210,3 +212,54 @@ def test_matrix_subclasses_and_array_interfaces_are_read():
     plain = np.asarray(Holder())
     assert same_bits(swl.softmax(Holder()), swl.softmax(plain))
     assert swl.cross_entropy(Holder(), (0, 1)) == swl.cross_entropy(plain, np.array([0, 1]))
+
+
+def no_copies(function):
+    """Run; nothing like a copy of 8 MB may be made. (A first run, for what is compiled and kept.)"""
+    function()
+    tracemalloc.start()
+    try:
+        function()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 << 20, peak
+
+
+@pytest.mark.parametrize("held", ["rows", "columns", "steps", "backwards", "read-only", "images"])
+def test_logits_are_not_copied(held):
+    x = np.zeros((20_000, 100), np.float32)
+    axis = 1
+    if held == "columns":
+        x, axis = np.zeros((100, 20_000), np.float32), 0
+    elif held == "steps":
+        x = np.zeros((20_000, 200), np.float32)[:, ::2]
+    elif held == "backwards":
+        x = x[::-1, ::-1]
+    elif held == "read-only":
+        x.flags.writeable = False
+    elif held == "images":
+        x = np.zeros((20, 100, 50, 20), np.float32)
+    y = np.zeros(np.delete(x.shape, axis), np.int8)
+    no_copies(lambda: swl.cross_entropy(x, y, axis))
+    no_copies(lambda: swl.logsumexp(x, axis))
+    out = np.empty(x.shape, x.dtype)
+    no_copies(lambda: swl.softmax(x, axis, out=out))
+    no_copies(lambda: swl.cross_entropy_value_and_grad(x, y, axis, grad_out=out))
+
+
+def test_a_memory_map_as_output_is_returned(tmp_path):
+    """The object that was given, not the plain array behind it."""
+    x = np.random.default_rng(6).normal(0, 3, (3, 4))
+    y = np.array([0, 1, 2])
+    full = np.memmap(tmp_path / "full", np.float64, "w+", shape=(3, 4))
+    rows = np.memmap(tmp_path / "rows", np.float64, "w+", shape=(3,))
+    for function in (swl.softmax, swl.log_softmax):
+        assert function(x, out=full) is full
+        assert same_bits(full, function(x))
+    assert swl.logsumexp(x, out=rows) is rows
+    assert same_bits(rows, swl.logsumexp(x))
+    plain = swl.cross_entropy_value_and_grad(x, y, reduction="none")
+    result = swl.cross_entropy_value_and_grad(x, y, reduction="none", out=rows, grad_out=full)
+    assert result.loss is rows and result.grad is full
+    assert same_bits(rows, plain.loss) and same_bits(full, plain.grad)

@@ -80,7 +80,12 @@ def test_softmax_family(shape, dtype, function):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=_ids)
 def test_logsumexp_into_its_input(shape):
-    for axis, out_of in ((1, lambda x: x[:, 0]), (1, lambda x: x[:, -1]), (0, lambda x: x[-1])):
+    for axis, out_of in (
+        (1, lambda x: x[:, 0]),
+        (1, lambda x: x[:, -1]),
+        (0, lambda x: x[-1]),
+        (1, lambda x: x.reshape(-1)[-len(x) :]),  # in rows that are read later
+    ):
         x = np.random.default_rng(1).normal(0, 3, shape)
         exact = reference_logsumexp(x.copy(), axis)
         out = out_of(x)
@@ -168,13 +173,14 @@ def test_gradient_over_a_vector_that_is_still_needed(argument, n):
         right_or_refused(run, check, grad_out)
 
 
-def test_gradient_over_the_class_mask():
+@pytest.mark.parametrize(("n", "order"), [(16, 1), (400, 1), (400, -1)])
+def test_gradient_over_the_class_mask(n, order):
     rng = np.random.default_rng(5)
-    x = rng.normal(0, 3, (16, 8))
-    y = np.zeros(16, int)
-    grad_out = np.zeros((16, 8))
-    mask = grad_out.view(bool).reshape(16, 64)[:, 8:16]
-    mask[...] = rng.random((16, 8)) < 0.7
+    x = rng.normal(0, 3, (n, 8))
+    y = np.zeros(n, int)
+    grad_out = np.zeros((n, 8))
+    mask = grad_out.view(bool).reshape(n, 64)[::order, 8:16]
+    mask[...] = rng.random((n, 8)) < 0.7
     mask[:, 0] = True
     exact = reference_cross_entropy(x, y, class_mask=mask.copy())
     right_or_refused(
@@ -196,6 +202,7 @@ def test_losses_over_inputs(function):
             (x[:, 0], {}),
             (x[:, -1], {}),
             (x.reshape(-1)[:n], {}),
+            (x.reshape(-1)[-n:], {}),  # in rows that are read later
             (weight, {"sample_weight": weight}),
         ):
 
@@ -222,11 +229,12 @@ def test_losses_and_gradient_in_the_same_memory_are_refused():
         assert np.all(grad_out == 7)
 
 
-def test_logsumexp_over_its_factors():
-    x = np.random.default_rng(8).normal(size=(5, 4))
-    b = np.random.default_rng(9).integers(1, 5, (5, 4)).astype(float)
+@pytest.mark.parametrize(("shape", "place"), [((5, 4), (slice(None), 2)), ((3, 200_000), (2, slice(3)))])
+def test_logsumexp_over_its_factors(shape, place):
+    x = np.random.default_rng(8).normal(size=shape)
+    b = np.random.default_rng(9).integers(1, 5, shape).astype(float)
     exact = reference_logsumexp(x, b=b.copy())
-    out = b[:, 2]
+    out = b[place]
     right_or_refused(
         lambda: swl.logsumexp(x, b=b, out=out),
         lambda result: assert_ulp(result, exact, BOUND),
@@ -253,7 +261,52 @@ def test_the_input_itself(function, dtype):
 
 def test_another_view_of_exactly_the_input():
     """Same memory, other array object."""
-    x = np.random.default_rng(11).normal(size=(6, 5))
-    expected = swl.softmax(x)
-    swl.softmax(x, out=x[:])
-    assert same_bits(x, expected)
+    y = np.arange(6) % 5
+    for axis in (-1, 1):  # the default axis, which a kept call may serve, and the way of all checks
+        x = np.random.default_rng(11).normal(size=(6, 5))
+        expected = swl.softmax(x, axis)
+        swl.softmax(x, axis, out=x[:])
+        assert same_bits(x, expected)
+        expected = swl.cross_entropy_value_and_grad(x, y, axis).grad
+        swl.cross_entropy_value_and_grad(x, y, axis, grad_out=x[:])
+        assert same_bits(x, expected)
+
+
+def test_calls_that_are_kept_ready_look_at_memory_too():
+    """The second call of the same shapes goes another way."""
+    for shape in ((6, 6), (40, 10), (5, 300)):
+        n, classes = shape
+        y = np.random.default_rng(12).integers(0, classes, n)
+        plain = np.zeros(shape)
+        swl.softmax(plain)
+        swl.log_softmax(plain)
+        swl.cross_entropy_value_and_grad(plain, y)
+        for name, x, out in overlapping(shape):
+            for function in (swl.softmax, swl.log_softmax):
+                reference = reference_softmax if function is swl.softmax else reference_log_softmax
+                exact = reference(x.copy())
+                kept = x.copy()
+                right_or_refused(
+                    lambda function=function, x=x, out=out: function(x, out=out),
+                    lambda result, exact=exact, name=name: assert_ulp(result, exact, BOUND, what=name),
+                    x,
+                    out,
+                )
+                x[...] = kept
+            exact = reference_cross_entropy(x.copy(), y)
+            right_or_refused(
+                lambda x=x, y=y, out=out: swl.cross_entropy_value_and_grad(x, y, grad_out=out),
+                lambda result, exact=exact, name=name: assert_ulp(result.grad, exact.grad, 6, what=name),
+                x,
+                out,
+            )
+        # indices that lie in the gradient
+        x, out = np.random.default_rng(13).normal(size=shape), np.zeros(shape)
+        inside = out.reshape(-1)[:n].view(np.int64)
+        inside[...] = y
+        exact = reference_cross_entropy(x, y)
+        right_or_refused(
+            lambda x=x, inside=inside, out=out: swl.cross_entropy_value_and_grad(x, inside, grad_out=out),
+            lambda result, exact=exact: assert_ulp(result.grad, exact.grad, 6),
+            out,
+        )

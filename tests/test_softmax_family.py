@@ -81,6 +81,8 @@ def test_logsumexp_without_axes_is_a_numpy_scalar(x):
         result = swl.logsumexp(x, axis)
         assert type(result) is x.dtype.type
     assert type(swl.logsumexp(x[0, 0])) is x.dtype.type
+    for part in swl.logsumexp(x, None, return_sign=True):
+        assert type(part) is x.dtype.type
     assert swl.logsumexp(x, None, keepdims=True).shape == (1, 1, 1)
 
 
@@ -146,6 +148,28 @@ def test_logsumexp_promotes_with_the_factors(x):
     half = np.ones((2, 3), np.float16)
     assert swl.logsumexp(half, b=half).dtype == np.float16
     assert swl.logsumexp(half, b=half.astype(np.float32)).dtype == np.float32
+    # a Python number counts as no dtype
+    assert swl.logsumexp(half, b=2).dtype == swl.logsumexp(half, b=2.0).dtype == np.float16
+
+
+def test_logsumexp_promotes_bfloat16():
+    """NumPy has no common dtype of bfloat16 and some others."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    x = np.ones((2, 3), bfloat16)
+    for dtype, common in ((bfloat16, bfloat16), ("f2", "f4"), ("f4", "f4"), ("f8", "f8"), ("i8", "f8")):
+        assert swl.logsumexp(x, b=np.ones((2, 3), dtype)).dtype == common
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_signs_without_factors(keepdims):
+    x = np.array([[0.0, 1], [-np.inf, -np.inf], [np.nan, 0], [np.inf, 0], [-5, -np.inf]])
+    value, sign = swl.logsumexp(x, return_sign=True, keepdims=keepdims)
+    assert same_bits(value, swl.logsumexp(x, keepdims=keepdims))
+    np.testing.assert_array_equal(sign.ravel(), [1, 0, np.nan, 1, 1])
+    assert sign.shape == value.shape == ((5, 1) if keepdims else (5,))
+    value, sign = swl.logsumexp(np.empty((3, 0)), return_sign=True)
+    np.testing.assert_array_equal(value, [-np.inf] * 3)
+    np.testing.assert_array_equal(sign, [0.0] * 3)
 
 
 def test_factors_broadcast_against_the_input():
@@ -188,3 +212,29 @@ def test_log_softmax_keeps_the_tail():
 def test_logsumexp_terms_of_the_reference_bound_the_result(x):
     exact = reference_logsumexp(x)
     assert np.all(np.abs(exact) <= 2 * logsumexp_terms(x))
+
+
+def test_out_without_axes_is_returned():
+    x, out = np.array([0.0, 1.0]), np.array(7.0)
+    assert swl.logsumexp(x, out=out) is out and out == swl.logsumexp(x)
+    assert swl.softmax(np.array(3.0), axis=None, out=out) is out and out == 1
+    assert swl.log_softmax(np.array(3.0), axis=None, out=out) is out and out == 0
+
+
+@pytest.mark.parametrize("special", [None, "far", "half", np.inf, -np.inf, np.nan])
+def test_axes_that_do_not_merge_and_are_longer_than_a_block(special):
+    """Classes on two axes that strides do not allow to be one, 2.8 MB and more of them."""
+    x = np.random.default_rng(3).normal(0, 5, (600, 2, 601))
+    if special == "far":
+        x[500:] -= 300.3
+    elif special == "half":
+        x[300:, 0] = -np.inf  # nothing else in the second piece of a row, and in all of the other row
+        x[:, 1] = -np.inf
+    elif special is not None:
+        x[300, 0, 7] = special
+    view = x[:, :, :-1]
+    flat = np.ascontiguousarray(view.transpose(1, 0, 2)).reshape(2, -1)
+    for function, reference in ((swl.softmax, reference_softmax), (swl.log_softmax, reference_log_softmax)):
+        got = function(view, (0, 2)).transpose(1, 0, 2).reshape(2, -1)
+        assert_ulp(got, reference(flat), 8, what=function.__name__)
+    assert_ulp(swl.logsumexp(view, (0, 2)), reference_logsumexp(flat), BOUND)

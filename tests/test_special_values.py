@@ -226,6 +226,21 @@ def test_class_mask_hides_whatever_the_logit_is(classes, per_row):
     assert np.all(dirty.grad[~full] == 0) and np.isfinite(dirty.loss)
 
 
+@pytest.mark.parametrize("options", [{"softcap": 2.0}, {"logit_scale": 2.0}, {"softcap": 2.0, "label_smoothing": 0.25}])
+@pytest.mark.parametrize("classes", [4, 200])
+def test_class_mask_hides_logits_that_are_changed(classes, options):
+    x = np.random.default_rng(4).normal(0, 3, (17, classes)).astype(np.float32)
+    mask = np.arange(classes) % 4 != 2
+    hostile = x.copy()
+    hostile[:, ~mask] = np.resize(np.array([NAN, INF, -INF], x.dtype), (17, np.sum(~mask)))
+    y = np.zeros(17, int)
+    for targets in (y, np.where(mask, x, 0) ** 2):
+        clean = swl.cross_entropy_value_and_grad(x, targets, class_mask=mask, **options)
+        dirty = swl.cross_entropy_value_and_grad(hostile, targets, class_mask=mask, **options)
+        assert same_bits(clean.loss, dirty.loss) and same_bits(np.abs(clean.grad), np.abs(dirty.grad))
+        assert np.isfinite(dirty.loss) and np.all(dirty.grad[:, ~mask] == 0)
+
+
 def test_class_mask_on_targets_and_on_whole_rows():
     x = np.array([[0.0, NAN, 0], [0, NAN, 0]])
     mask = np.array([[True, False, True], [False, False, False]])

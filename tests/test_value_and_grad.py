@@ -198,3 +198,38 @@ def test_results_are_new_arrays_each_time():
     assert not np.shares_memory(first.grad, second.grad)
     assert not np.shares_memory(first.loss, second.loss)
     assert not np.shares_memory(first.grad, x)
+
+
+LEFT_BEHIND = {
+    "label_smoothing": 0.25,
+    "z_loss": 0.5,
+    "logit_scale": 2.0,
+    "softcap": 3.0,
+    "ignore_index": 1,
+    "normalizer": 7,
+    "upstream": 2.0,
+    "weight": np.array([1.0, 2, 3, 4]),
+    "sample_weight": np.array([1.0, 2, 3]),
+    "class_mask": np.array([True, True, True, False]),
+}
+
+
+@pytest.mark.parametrize("option", LEFT_BEHIND)
+def test_an_option_leaves_nothing_behind(option):
+    """Small calls without options are kept ready by their shapes, those with one must not be."""
+    for n_classes in (4, 4 * (2 + list(LEFT_BEHIND).index(option))):  # the latter a shape of this test alone
+        x = np.random.default_rng(8).normal(0, 3, (3, n_classes))
+        y = np.array([0, 1, 2])
+        value = LEFT_BEHIND[option]
+        if option in ("weight", "class_mask"):
+            value = np.resize(value, n_classes)
+        first = swl.cross_entropy_value_and_grad(x, y, **{option: value})
+        plain = swl.cross_entropy_value_and_grad(x, y)
+        again = swl.cross_entropy_value_and_grad(x, y, **{option: value})
+        if option != "upstream":
+            for _ in range(2):
+                assert swl.cross_entropy(x, y) == pytest.approx(plain.loss, rel=1e-14)
+                assert swl.cross_entropy(x, y, **{option: value}) == pytest.approx(first.loss, rel=1e-14)
+        assert_gradient(plain, x, y, -1, {})
+        assert plain.loss == pytest.approx(float(reference_cross_entropy(x, y).loss), rel=1e-14)
+        assert same_bits(first.loss, again.loss) and same_bits(first.grad, again.grad)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastswl as swl
-from fastswl import dispatch, running, walks
+from fastswl import dispatch, running, threads, walks
 
 # (shape, axis, how the array is made from one in C order) -> the walk
 WAYS = {
@@ -86,18 +86,58 @@ def test_each_walk_is_taken_and_right(way, walked):
     np.testing.assert_allclose(grad, expected, rtol=2e-6, atol=1e-7)
 
 
-def test_small_work_starts_no_parallel_region(walked):
-    swl.softmax(np.zeros((100, 20), np.float32), n_threads=2)
+@pytest.fixture
+def regions(monkeypatch):
+    """One entry for each parallel region that was started."""
+    started = []
+    enter = threads.parallel_entry
+
+    def noted_enter():
+        started.append("region")
+        return enter()
+
+    monkeypatch.setattr(threads, "parallel_entry", noted_enter)
+    return started
+
+
+@pytest.mark.parametrize("n", [100, 1000])  # one block, and two
+def test_small_work_starts_no_parallel_region(n, walked, regions):
+    swl.softmax(np.zeros((n, 20), np.float32), n_threads=2)
     assert walked[:2] == ["panel", "serial"]
     assert "parallel" not in walked
+    assert regions == []
 
 
-def test_large_work_is_shared_and_one_thread_is_one_thread(walked):
+def test_large_work_is_shared_and_one_thread_is_one_thread(walked, regions):
     x, _ = problem((4000, 20), -1)
     shared = swl.softmax(x, n_threads=2)
+    assert regions == ["region"]
     alone = swl.softmax(x, n_threads=1)
+    assert regions == ["region"]
     assert walked == ["panel", "parallel", "panel", "serial"]
     np.testing.assert_array_equal(shared, alone)
+
+
+def test_no_thread_count_is_the_set_one(regions):
+    x, targets = problem((4000, 20), -1)
+    layer = swl.SoftmaxWithLoss()
+    before = swl.get_num_threads()
+    try:
+        for n_threads in (1, 2):
+            swl.set_num_threads(n_threads)
+            for call in (
+                lambda: swl.softmax(x),
+                lambda: swl.log_softmax(x),
+                lambda: swl.logsumexp(x),
+                lambda: swl.cross_entropy(x, targets),
+                lambda: swl.cross_entropy_value_and_grad(x, targets),
+                lambda: layer.forward(x, targets),
+            ):
+                regions.clear()
+                call()
+                assert len(regions) == n_threads - 1
+    finally:
+        swl.set_num_threads(before)
 
 
 def test_a_small_call_is_kept_ready_and_gives_the_same_bits(walked):
