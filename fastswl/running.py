@@ -80,12 +80,12 @@ def run_kernel(kernel: int, plan: int, scratch_bytes: int, n_blocks: int, n_thre
         context = threads.parallel_entry()
         if context is not None:
             n_threads = min(n_threads, n_blocks)
-            scratch_bytes = (scratch_bytes + 4159) // 64 * 64
-            size = COUNTER_BYTES + n_threads * scratch_bytes
+            thread_bytes = COUNTER_BYTES + (scratch_bytes + 4159) // 64 * 64
+            size = n_threads * thread_bytes
             if size > _own.size:
                 _own.reserve(size)
             with context:
-                entry(kernel, plan, _own.scratch_address, scratch_bytes, n_blocks, n_threads)
+                entry(kernel, plan, _own.scratch_address, thread_bytes, n_blocks, n_threads)
             return
     if scratch_bytes > _own.size:
         _own.reserve(scratch_bytes)
