@@ -15,6 +15,7 @@ from fastswl.simd import (
     load,
     narrow,
     prefetch,
+    prefetch_second_level,
     select,
     splat_like,
     store,
@@ -22,6 +23,10 @@ from fastswl.simd import (
     widen,
 )
 from fastswl.vectormath import accumulate, exp_above, exp_of_sum_above, tanh_and_slope, tanh_in_two
+
+#: bytes past what is read next, which come from main memory into the second-level cache meanwhile (loss alone, 1,000 classes:
+#: 0.84 to 0.76 of a copy; twice or half of it: 0.76 to 0.78)
+FAR_AHEAD = 8192
 
 
 @inlined
@@ -82,6 +87,7 @@ def exp_of_one(storage, place, low_parts, target, offset, magic, lowest, ahead):
     """The exponentials of the vector at `place`, of which the low parts and the target lie at `offset`."""
     x = load(storage, place)
     prefetch(ahead + offset)
+    prefetch_second_level(ahead + offset + FAR_AHEAD)
     if low_parts != 0:
         e = exp_of_sum_above(storage, x, load(storage, low_parts + offset), magic, lowest)
     else:
