@@ -32,7 +32,7 @@ from fastswl.kernels.plan import (
 from fastswl.kernels.rows import AGAIN, TABLE_BYTES
 from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS
 from fastswl.kernels.targets import INDEX_CODES
-from fastswl.running import kernel_address, run_kernel, write_plan
+from fastswl.running import kernel_address, packed_plan, run_kernel
 from fastswl.simd import STORAGES
 from fastswl.walks import BLOCK_ELEMENTS, Options, Route, find_route, pack_fixed
 
@@ -103,7 +103,7 @@ def _walk_over(route: Route, storages: tuple[str, str], words: list[Any], n_thre
     if route.n_rows * route.fields["n_classes"] < PARALLEL_ELEMENTS:
         n_threads = 1
     kernel = kernel_address(route.walk.name, *storages)
-    run_kernel(kernel, write_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, n_threads)
+    run_kernel(kernel, packed_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, n_threads)
 
 
 def _walk_split(route: Route, storages: tuple[str, str], words: list[Any], n_threads: int, partials: Any) -> None:
@@ -132,7 +132,7 @@ def _walk_split(route: Route, storages: tuple[str, str], words: list[Any], n_thr
 
             def step(phase: int, units: int, own: list[Any] = own, fixed: bytes = fixed) -> None:
                 own[_PLACE["phase"]] = phase
-                run_kernel(kernel, write_plan(tuple(own), fixed), route.walk.scratch_bytes, units, n_threads)
+                run_kernel(kernel, packed_plan(tuple(own), fixed), route.walk.scratch_bytes, units, n_threads)
 
             step(DESCRIBE, count)
             step(SUM_UP, count * n_parts)
@@ -331,7 +331,7 @@ def _divisor(plan: LossPlan, arrays: _Arrays, route: Route, others: dict[str, An
     for offsets in route.pieces:
         results = np.empty((n_blocks, SCAN_BYTES // 8))
         words = arrays.changing(offsets, partials=address_of(results), **others)
-        run_kernel(kernel, write_plan(tuple(words), route.fixed), 64, n_blocks, plan.n_threads)
+        run_kernel(kernel, packed_plan(tuple(words), route.fixed), 64, n_blocks, plan.n_threads)
         for first_bad, divisor, rest in results.tolist():
             if first_bad >= 0.0:
                 _raise_index_error(plan)

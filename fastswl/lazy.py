@@ -3,6 +3,7 @@
 from types import ModuleType
 from typing import Any, Final
 
+from fastswl import forks  # noqa: F401  (watches forks from here on)
 from fastswl.arguments import thread_count
 
 #: the modules that import Numba, once `load` has run

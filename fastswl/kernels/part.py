@@ -407,14 +407,18 @@ def finish_part(storage, plan, table, row, part, areas, area_bytes, outer, inner
     # a class of some weight at -inf (a distance of inf) and a mask want a look at single classes
     simple = not (even and load_double(part + PART_DISTANCE) == np.inf) and plan.mask == 0
     alone = not spread_wanted(plan) and plan.z_loss == 0.0
-    if alone and simple and not changed(plan) and plan.out_class == itemsize(results) and n >= lanes(storage):
+    if alone and simple and not changed(plan) and n >= lanes(storage):
         if chosen >= 0:
             # the gradient there is -d / S: the sum of the others in place of e (a number put among streamed ones costs 3 times all)
             rest = load_double(table + REST + 8 * row) + load_double(table + REST_LOW + 8 * row)
             if load_double(table + APART + 8 * row) == -np.inf and rest == rest:
                 rest = 0.0
             store_one(arithmetic, logits + size * chosen, -rest / factor)
-        scale_out(results, logits, out, n, scale, scale_low, streaming, ahead)
+        if plan.out_class == itemsize(results):
+            scale_out(results, logits, out, n, scale, scale_low, streaming, ahead)
+        else:
+            scale_block(arithmetic, logits, logits, n_vectors, scale, scale_low)
+            store_part(results, logits, out, plan.out_class, n)
         return
     scale_block(arithmetic, logits, logits, n_vectors, scale, scale_low)
     if even:
