@@ -8,7 +8,6 @@ import functools
 
 from numba import config, get_num_threads, njit, prange, set_num_threads, types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_lock import global_compiler_lock as compile_lock
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
 from numba.experimental.function_type import _get_wrapper_address
@@ -19,7 +18,6 @@ from fastswl.simd import STORAGE_TYPES
 __all__ = [
     "DRIVER_SIGNATURE",
     "block_kernel",
-    "compile_lock",
     "compiled_address",
     "compiled_entry",
     "get_num_threads",

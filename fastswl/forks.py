@@ -5,12 +5,15 @@ Imports nothing but the standard library, so that a fork is seen from `import fa
 
 import contextlib
 import ctypes
+import logging  # noqa: F401  (its hook has to be there before the one below, so that its lock is taken after those here)
 import os
 import sys
 import threading
 import weakref
 from typing import Any
 
+#: held while modules are imported or kernels compiled: a fork waits, or the child would find them half done
+at_work = threading.RLock()
 #: whether this process was forked from one whose threading layer does not survive that
 serial_only = False
 #: what else is to be done in a child
@@ -47,10 +50,12 @@ def _before() -> None:
     Else it prints a warning at each fork; then its handlers are taken off, and children do without threads.
     """
     global _clean
-    lock: Any = sys.modules.get("numba.core.compiler_lock")
-    if lock is not None:
-        lock.global_compiler_lock.acquire()
-        _held.append(lock.global_compiler_lock)
+    at_work.acquire()
+    _held.append(at_work)
+    compiler: Any = sys.modules.get("numba.core.compiler_lock")
+    if compiler is not None:
+        compiler.global_compiler_lock.acquire()
+        _held.append(compiler.global_compiler_lock)
     if _layer() == "tbb":
         current = threading.current_thread()
         others = any(thread is not current and thread.is_alive() for thread in list(_callers))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastswl import forks, threads
-from fastswl.compilation import DRIVER_SIGNATURE, compile_lock, compiled_address, compiled_entry, kernel_signature
+from fastswl.compilation import DRIVER_SIGNATURE, compiled_address, compiled_entry, kernel_signature
 from fastswl.kernels.entry import run_serial
 from fastswl.kernels.launch import COUNTER_BYTES, run_parallel
 from fastswl.kernels.panel import panel_walk
@@ -26,19 +26,19 @@ def kernel_address(walk: str, storage: str, target_storage: str) -> int:
     key = (walk, storage, target_storage)
     address = _addresses.get(key)
     if address is None:
-        with compile_lock:
+        with forks.at_work:
             address = _addresses[key] = compiled_address(_KERNELS[walk], kernel_signature(storage, target_storage))
     return address
 
 
 def _serial_entry() -> Callable[..., Any]:
-    with compile_lock:
+    with forks.at_work:
         entry = _entries["serial"] = run_serial()
     return entry
 
 
 def _parallel_entry() -> Callable[..., Any]:
-    with compile_lock:
+    with forks.at_work:
         threads.threading_layer()
         entry = _entries["parallel"] = compiled_entry(run_parallel, DRIVER_SIGNATURE)
     return entry

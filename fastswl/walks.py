@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from fastswl.kernels.part import PART_BYTES, PART_VECTORS
 from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, Plan
 from fastswl.kernels.rows import TABLE_BYTES
+from fastswl.kernels.stream import LINE_BYTES
 from fastswl.simd import STORAGES, VECTOR_BYTES
 
 #: classes up to which a row of contiguous classes goes into a tile of rows
@@ -163,6 +164,8 @@ def find_route(
     gathered = (
         streaming
         and walk.buffer_bytes > 0
+        # the first tile of a block has to reach the end of a line
+        and min(walk.tile_rows, STORAGES[storage].lanes) * shape[-1] * itemsize >= LINE_BYTES
         and lengths[-2] == 1
         and fields.get("out_class") == itemsize
         and fields.get("out_inner") == itemsize * shape[-1]

@@ -17,7 +17,7 @@ import numpy as np
 from problems import soft_targets
 
 import fastswl as swl
-from fastswl import dispatch, walks
+from fastswl import dispatch, running, walks
 
 try:
     import ml_dtypes
@@ -130,6 +130,39 @@ def options_for(rng, x, axis, indices):
     return options
 
 
+class GuardedNumPy:
+    """NumPy for the dispatch and for scratch memory: what it allocates lies against an inaccessible page, too."""
+
+    def __init__(self) -> None:
+        self.guard = Guard(True)
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def empty(self, shape, dtype=np.float64):
+        return self.guard.place(np.full(shape, 0x7F, dtype))
+
+    def zeros(self, shape, dtype=np.float64):
+        return self.guard.place(np.zeros(shape, dtype))
+
+    def scratch(self, size):
+        # callers round the address up to a multiple of 64; pages begin at one
+        rounded = (size + 63) // 64 * 64
+        return self.guard.place(np.full(rounded, 0x7F, np.uint8))
+
+
+@contextlib.contextmanager
+def guarded_internals():
+    """Scratch memory and the dispatch's own arrays against inaccessible pages."""
+    internals = GuardedNumPy()
+    scratch = running._scratch
+    dispatch.np, running._scratch = internals, internals.scratch
+    try:
+        yield internals
+    finally:
+        dispatch.np, running._scratch = np, scratch
+
+
 @contextlib.contextmanager
 def crossovers(**values):
     """Other crossovers of `walks`, so that small arrays take the ways of large ones."""
@@ -237,7 +270,7 @@ def main(seed: int = 0, calls: int = 400) -> None:
     done = 0
     while done < calls:
         kind, values = ways[rng.integers(len(ways))]
-        with crossovers(**values):
+        with crossovers(**values), guarded_internals() as internals:
             for _ in range(25):
                 dtype = dtypes[rng.integers(len(dtypes))]
                 if rng.random() < 0.1:
@@ -247,6 +280,8 @@ def main(seed: int = 0, calls: int = 400) -> None:
                 one_call(rng, guard, kind, np.dtype(dtype), log)
                 guard.check_and_free()
                 done += 1
+            dispatch.prepared.clear()  # these hold plans in guarded memory
+            internals.guard.check_and_free()
     print(done)
 
 
