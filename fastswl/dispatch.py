@@ -342,5 +342,8 @@ def _divisor(plan: LossPlan, arrays: _Arrays, route: Route, others: dict[str, An
 def _raise_index_error(plan: LossPlan) -> None:
     """Name the first index out of range in the order of the caller's array."""
     targets, n_classes = plan.targets, plan.logits.shape[-1]
-    wrong = ((targets < 0) | (targets >= n_classes)) & (targets != plan.ignore_index)
-    raise index_error(targets, int(np.argmax(wrong.ravel())), n_classes)
+    for first in range(0, targets.size, SCAN_ROWS):
+        some = targets.flat[first : first + SCAN_ROWS]
+        wrong = ((some < 0) | (some >= n_classes)) & (some != plan.ignore_index)
+        if wrong.any():
+            raise index_error(targets, first + int(np.argmax(wrong)), n_classes)
