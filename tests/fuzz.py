@@ -154,7 +154,7 @@ class Call:
                 warnings.simplefilter("ignore", PendingDeprecationWarning)
                 return np.matrix(x, copy=False), x
         if kind == "memmap" and native and x.size:
-            path = os.path.join(self.folder, "map")
+            path = os.path.join(self.folder, f"map{len(os.listdir(self.folder)) % 100}")
             np.ascontiguousarray(x).tofile(path)
             return np.memmap(path, x.dtype, "r", shape=x.shape), x
         if kind == "dlpack" and native and x.flags.writeable and x.flags.aligned:
@@ -171,13 +171,13 @@ class Call:
         """Remember an array's memory (that of its base, too)."""
         while isinstance(array, np.ndarray):
             if array.dtype != object:
-                self.watched.append((array, array.tobytes()))
+                self.watched.append((array, np.ndarray.tobytes(array)))
             array = array.base
 
     def unchanged(self, apart=()):
         # views of what was written are expected to change with it
         return all(
-            array.tobytes() == bits
+            np.ndarray.tobytes(array) == bits
             for array, bits in self.watched
             if not any(np.may_share_memory(array, other) for other in apart)
         )
@@ -331,7 +331,7 @@ def loss_call(call):
     if indices:
         index_dtype = np.dtype(call.pick(OTHERS[1:]))
         targets = class_indices(call.rng, plain, axis)
-        targets = np.minimum(targets, min(np.iinfo(index_dtype).max, 2**40)).astype(index_dtype)
+        targets = np.asarray(np.minimum(targets, min(np.iinfo(index_dtype).max, 2**40)), index_dtype)
     else:
         targets = soft_targets(call.rng, plain, axis, result_dtype(plain.dtype) if dtype.kind == "f" else np.float64)
     options = {"reduction": problem.options.get("reduction", "mean"), "empty": problem.options["empty"]}
