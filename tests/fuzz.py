@@ -275,7 +275,7 @@ def family_call(call):
         axis = None
     if call.chance(0.03):
         call.invalid("axis")
-        axis = call.pick([ndim, -ndim - 1, 1.5, "rows", (0, 0)])
+        axis = call.pick([ndim + 1, -ndim - 2, 1.5, "rows", (0, 0)])
     elif call.chance(0.04):
         call.invalid("x")
         x = call.refused_input(plain)
