@@ -391,6 +391,9 @@ def loss_call(call):
     for name in ("out", "grad_out", "n_threads"):
         options.pop(name, None)
     exact = reference_cross_entropy(plain, targets, axis, **options)
+    if not indices or "label_smoothing" in options:
+        # where masses are spread, the log-sum comes from differences: an error of an ulp at 1/8 counts as none
+        exact = exact._replace(rows_terms=np.maximum(exact.rows_terms, 0.125))
     loss = value.loss if with_grad else value
     if per_sample:
         check(loss, exact.rows, exact.rows_terms, loss_dtype)
@@ -408,7 +411,7 @@ def check_total(loss, exact, loss_dtype):
         assert np.array_equal(loss, np.float64(exact.loss), equal_nan=True), (loss, exact.loss)
         return
     total = np.abs(exact.rows.sum())
-    ratio = np.abs(exact.loss) / total if total else 1
+    ratio = np.abs(exact.loss) / total if total else 1 / max(1, exact.rows.size)
     allowed = BOUND * np.finfo(loss_dtype).eps * exact.rows_terms.sum() * ratio
     assert np.abs(loss - exact.loss) <= allowed + np.finfo(loss_dtype).tiny, (loss, exact.loss)
 

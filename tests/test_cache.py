@@ -80,9 +80,9 @@ def test_a_package_that_cannot_be_written_to(tmp_path):
     settings |= {"HOME": str(home)}
     settings.pop("NUMBA_CACHE_DIR", None)
     settings.pop("XDG_CACHE_HOME", None)
-    assert run_in(settings) == "compiled"
+    assert run_in(settings, cwd=tmp_path) == "compiled"
     assert list((home / ".cache/fastswl").glob("*.nbc"))
-    assert run_in(settings) == "from the cache"
+    assert run_in(settings, cwd=tmp_path) == "from the cache"
 
 
 def test_a_home_that_is_no_directory_and_nothing_that_can_be_written_to(tmp_path):
@@ -92,16 +92,16 @@ def test_a_home_that_is_no_directory_and_nothing_that_can_be_written_to(tmp_path
     file.write_text("no directory")
     settings |= dict.fromkeys(("HOME", "XDG_CACHE_HOME", "TMPDIR"), str(file))
     settings.pop("NUMBA_CACHE_DIR", None)
-    assert run_in(settings) == "compiled"
+    assert run_in(settings, cwd=tmp_path) == "compiled"
 
 
 def test_a_change_of_a_helper_is_noticed(tmp_path):
     settings = a_copy_of_the_package(tmp_path / "package") | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    assert run_in(settings) == "compiled"
-    assert run_in(settings) == "from the cache"
+    assert run_in(settings, cwd=tmp_path) == "compiled"
+    assert run_in(settings, cwd=tmp_path) == "from the cache"
     helper = tmp_path / "package/fastswl/vectormath.py"
     helper.write_text(helper.read_text() + "\n# changed\n")
-    assert run_in(settings) == "compiled"
+    assert run_in(settings, cwd=tmp_path) == "compiled"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
