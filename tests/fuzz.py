@@ -89,6 +89,7 @@ class Call:
         self.rng = np.random.default_rng((seed, number))
         self.folder = folder
         self.wrong: str | None = None
+        self.maps = 0
         self.watched: list[tuple[np.ndarray, bytes]] = []
 
     def chance(self, p):
@@ -154,7 +155,8 @@ class Call:
                 warnings.simplefilter("ignore", PendingDeprecationWarning)
                 return np.matrix(x, copy=False), x
         if kind == "memmap" and native and x.size:
-            path = os.path.join(self.folder, f"map{len(os.listdir(self.folder)) % 100}")
+            self.maps += 1  # those of one call are in files of their own
+            path = os.path.join(self.folder, f"map{self.maps}")
             np.ascontiguousarray(x).tofile(path)
             return np.memmap(path, x.dtype, "r", shape=x.shape), x
         if kind == "dlpack" and native and x.flags.writeable and x.flags.aligned:
