@@ -161,7 +161,7 @@ class Call:
             return np.memmap(path, x.dtype, "r", shape=x.shape), x
         if kind == "dlpack" and native and x.flags.writeable and x.flags.aligned:
             return OnlyDLPack(x), x
-        if kind == "pandas" and pandas is not None and native and x.ndim in (1, 2) and x.dtype != np.float16:
+        if kind == "pandas" and pandas is not None and native and x.size and x.ndim in (1, 2) and x.dtype != np.float16:
             return (pandas.Series(x.copy()) if x.ndim == 1 else pandas.DataFrame(x.copy())), x
         if kind == "xarray" and xarray is not None and native:
             return xarray.DataArray(x), x
