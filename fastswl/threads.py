@@ -100,7 +100,7 @@ def threading_layer() -> str:
         if parallel._backend_init_process_lock is None:
             # made in each process anew, so it keeps no other process out; it warns where there is no /dev/shm, and a worker
             # of a pool leaves it behind
-            parallel._backend_init_process_lock = parallel._nop()  # type: ignore[no-untyped-call]
+            parallel._backend_init_process_lock = parallel._nop()  # type: ignore[assignment]
         parallel._launch_threads()  # type: ignore[no-untyped-call]
     layer: str = numba.threading_layer()  # type: ignore[attr-defined]
     return layer
