@@ -6,7 +6,7 @@ what LLVM chooses to contract, to reassociate or to vectorise.
 
 import functools
 
-from numba import config, njit, prange, types
+from numba import config, get_num_threads, njit, prange, set_num_threads, types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
@@ -20,12 +20,14 @@ __all__ = [
     "block_kernel",
     "compiled_address",
     "compiled_entry",
+    "get_num_threads",
     "inlined",
     "kernel_signature",
     "parallel_driver",
     "prange",
     "python_entry",
     "routine",
+    "set_num_threads",
 ]
 
 if config.DISABLE_JIT:
@@ -104,7 +106,7 @@ def python_entry(*argument_types, returns, nogil=False):
 
 _WORD = types.int64
 KERNEL_WORDS = (_WORD,) * 4  # plan, scratch, first block, last block
-DRIVER_SIGNATURE = _WORD(*(_WORD,) * 6)  # kernel, plan, scratch, bytes of scratch a thread, blocks, threads
+DRIVER_SIGNATURE = _WORD(*(_WORD,) * 8)  # as the arguments of `run_parallel`
 
 
 def kernel_signature(storage, target_storage):

@@ -33,7 +33,7 @@ from fastswl.kernels.rows import AGAIN, TABLE_BYTES
 from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS
 from fastswl.kernels.split import DESCRIBE, FINISH, MERGE, SUM_UP
 from fastswl.kernels.targets import INDEX_CODES
-from fastswl.running import kernel_address, run_kernel, write_plan
+from fastswl.running import kernel_address, packed_plan, run_kernel
 from fastswl.simd import STORAGES
 from fastswl.walks import BLOCK_ELEMENTS, Options, Route, find_route, pack_fixed
 
@@ -104,7 +104,7 @@ def _walk_over(route: Route, storages: tuple[str, str], words: list[Any], n_thre
     if route.n_rows * route.fields["n_classes"] < PARALLEL_ELEMENTS:
         n_threads = 1
     kernel = kernel_address(route.walk.name, *storages)
-    run_kernel(kernel, write_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, n_threads)
+    run_kernel(kernel, packed_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, n_threads)
 
 
 def _walk_split(route: Route, storages: tuple[str, str], words: list[Any], n_threads: int, partials: Any) -> None:
@@ -133,7 +133,7 @@ def _walk_split(route: Route, storages: tuple[str, str], words: list[Any], n_thr
 
             def step(phase: int, units: int, own: list[Any] = own, fixed: bytes = fixed) -> None:
                 own[_PLACE["phase"]] = phase
-                run_kernel(kernel, write_plan(tuple(own), fixed), route.walk.scratch_bytes, units, n_threads)
+                run_kernel(kernel, packed_plan(tuple(own), fixed), route.walk.scratch_bytes, units, n_threads)
 
             step(DESCRIBE, count)
             step(SUM_UP, count * n_parts)
@@ -332,7 +332,7 @@ def _divisor(plan: LossPlan, arrays: _Arrays, route: Route, others: dict[str, An
     for offsets in route.pieces:
         results = np.empty((n_blocks, SCAN_BYTES // 8))
         words = arrays.changing(offsets, partials=address_of(results), **others)
-        run_kernel(kernel, write_plan(tuple(words), route.fixed), 64, n_blocks, plan.n_threads)
+        run_kernel(kernel, packed_plan(tuple(words), route.fixed), 64, n_blocks, plan.n_threads)
         for first_bad, divisor, rest in results.tolist():
             if first_bad >= 0.0:
                 _raise_index_error(plan)
@@ -343,5 +343,8 @@ def _divisor(plan: LossPlan, arrays: _Arrays, route: Route, others: dict[str, An
 def _raise_index_error(plan: LossPlan) -> None:
     """Name the first index out of range in the order of the caller's array."""
     targets, n_classes = plan.targets, plan.logits.shape[-1]
-    wrong = ((targets < 0) | (targets >= n_classes)) & (targets != plan.ignore_index)
-    raise index_error(targets, int(np.argmax(wrong.ravel())), n_classes)
+    for first in range(0, targets.size, SCAN_ROWS):
+        some = targets.flat[first : first + SCAN_ROWS]
+        wrong = ((some < 0) | (some >= n_classes)) & (some != plan.ignore_index)
+        if wrong.any():
+            raise index_error(targets, first + int(np.argmax(wrong)), n_classes)

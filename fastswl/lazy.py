@@ -3,6 +3,7 @@
 from types import ModuleType
 from typing import Any, Final
 
+from fastswl import forks
 from fastswl.arguments import thread_count
 
 #: the modules that import Numba, once `load` has run
@@ -19,20 +20,22 @@ THREAD_FUNCTIONS: Final = ("get_num_threads", "set_num_threads", "threading_laye
 def load_threads() -> ModuleType:
     """Import the module behind `threads` and return it."""
     global threads
-    from fastswl import threads as module
+    with forks.at_work:
+        from fastswl import threads as module
 
-    threads = module
+        threads = module
     return module
 
 
 def load() -> None:
     """Import the modules behind `dispatch` and `threads`."""
     global dispatch, prepared
-    load_threads()
-    from fastswl import dispatch as module
+    with forks.at_work:
+        load_threads()
+        from fastswl import dispatch as module
 
-    prepared = module.prepared
-    dispatch = module
+        prepared = module.prepared
+        dispatch = module
 
 
 def resolved_thread_count(n_threads: int | None) -> int:

@@ -1,18 +1,18 @@
 """Running a compiled kernel over blocks: its address, this thread's memory, one thread or several."""
 
-import ctypes
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from fastswl import threads
+from fastswl import forks, threads
 from fastswl.compilation import DRIVER_SIGNATURE, compiled_address, compiled_entry, kernel_signature
 from fastswl.kernels.entry import run_serial
 from fastswl.kernels.launch import COUNTER_BYTES, run_parallel
 from fastswl.kernels.panel import panel_walk
-from fastswl.kernels.plan import CHANGING_LAYOUT, PLAN_BYTES
+from fastswl.kernels.plan import CHANGING_LAYOUT
 from fastswl.kernels.row import row_walk
 from fastswl.kernels.scan import scan_targets
 from fastswl.kernels.split import split_walk
@@ -20,8 +20,6 @@ from fastswl.kernels.split import split_walk
 _KERNELS = {"panel": panel_walk, "strided": panel_walk, "row": row_walk, "split": split_walk, "scan": scan_targets}
 _addresses: dict[tuple[str, str, str], int] = {}
 _entries: dict[str, Callable[..., Any]] = {}
-_compile_lock = threading.RLock()
-_FIXED = CHANGING_LAYOUT.size
 
 
 def kernel_address(walk: str, storage: str, target_storage: str) -> int:
@@ -29,64 +27,79 @@ def kernel_address(walk: str, storage: str, target_storage: str) -> int:
     key = (walk, storage, target_storage)
     address = _addresses.get(key)
     if address is None:
-        with _compile_lock:
+        with forks.at_work:
             address = _addresses[key] = compiled_address(_KERNELS[walk], kernel_signature(storage, target_storage))
     return address
 
 
 def _serial_entry() -> Callable[..., Any]:
-    with _compile_lock:
+    with forks.at_work:
         entry = _entries["serial"] = run_serial()
     return entry
 
 
 def _parallel_entry() -> Callable[..., Any]:
-    with _compile_lock:
-        threads.prepare_parallel()
-        entry = compiled_entry(run_parallel, DRIVER_SIGNATURE)
+    with forks.at_work:
         threads.threading_layer()
-        _entries["parallel"] = entry
+        entry = _entries["parallel"] = compiled_entry(run_parallel, DRIVER_SIGNATURE)
     return entry
 
 
-class _OwnMemory(threading.local):
-    """A plan and scratch memory of each Python thread, kept from call to call."""
+#: how many calls are at a parallel region in this process
+_callers = np.zeros(1, np.int64)
+_CALLERS_ADDRESS = _callers.ctypes.data
+#: bytes of a bytes object before its content
+_BYTES_HEAD = bytes.__basicsize__ - 1
+
+
+def _forget_callers() -> None:
+    # the parent's
+    _callers[0] = 0
+
+
+forks.in_child.append(_forget_callers)
+
+
+class _Scratch(threading.local):
+    """Scratch memory of each Python thread, kept from call to call."""
 
     def __init__(self) -> None:
-        self.plan = bytearray(PLAN_BYTES)
-        self.plan_address = ctypes.addressof((ctypes.c_char * PLAN_BYTES).from_buffer(self.plan))
-        self.reserve(65536)
-
-    def reserve(self, size: int) -> None:
-        self.size = size
-        self.scratch = np.empty(size + 64, np.uint8)
-        self.scratch_address = (self.scratch.ctypes.data + 63) // 64 * 64
+        self.memory = np.empty(65536, np.uint8)
+        self.calls_parallel = False
 
 
-_own = _OwnMemory()
+_own = _Scratch()
 
 
-def write_plan(changing: tuple, fixed: bytes) -> int:
-    """Lay a plan into this thread's memory: its address, good until the next call."""
-    CHANGING_LAYOUT.pack_into(_own.plan, 0, *changing)
-    _own.plan[_FIXED:] = fixed
-    return _own.plan_address
+def _scratch(size: int) -> npt.NDArray[np.uint8]:
+    """Memory of at least `size` bytes and 64 more; hold it as long as its address is used (a signal handler may call, too)."""
+    memory = _own.memory
+    if memory.size < size + 64:
+        memory = _own.memory = np.empty(size + 64, np.uint8)
+    return memory
 
 
-def run_kernel(kernel: int, plan: int, scratch_bytes: int, n_blocks: int, n_threads: int) -> None:
+def packed_plan(changing: tuple, fixed: bytes) -> bytes:
+    """The words of a plan: addresses, and what a route has packed."""
+    return CHANGING_LAYOUT.pack(*changing) + fixed
+
+
+def run_kernel(kernel: int, plan: bytes, scratch_bytes: int, n_blocks: int, n_threads: int) -> None:
     """Run the kernel at an address over its blocks, in at most `n_threads` threads."""
+    plan_address = id(plan) + _BYTES_HEAD
     if n_threads > 1 and n_blocks > 1:
         entry = _entries.get("parallel") or _parallel_entry()
-        context = threads.parallel_entry()
-        if context is not None:
-            n_threads = min(n_threads, n_blocks)
+        if threads.parallel_is_safe():
+            if not _own.calls_parallel:
+                forks.note_caller()
+                _own.calls_parallel = True
+            n_threads = min(n_threads, n_blocks, threads.MOST_THREADS)
             thread_bytes = COUNTER_BYTES + (scratch_bytes + 4159) // 64 * 64
-            size = n_threads * thread_bytes
-            if size > _own.size:
-                _own.reserve(size)
-            with context:
-                entry(kernel, plan, _own.scratch_address, thread_bytes, n_blocks, n_threads)
+            memory = _scratch(n_threads * thread_bytes)
+            address = (memory.ctypes.data + 63) // 64 * 64
+            alone = threads.one_region_at_a_time()
+            entry(kernel, plan_address, address, thread_bytes, n_blocks, n_threads, _CALLERS_ADDRESS, alone)
             return
-    if scratch_bytes > _own.size:
-        _own.reserve(scratch_bytes)
-    (_entries.get("serial") or _serial_entry())(kernel, plan, _own.scratch_address, n_blocks)
+    memory = _scratch(scratch_bytes)
+    address = (memory.ctypes.data + 63) // 64 * 64
+    (_entries.get("serial") or _serial_entry())(kernel, plan_address, address, n_blocks)

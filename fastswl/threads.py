@@ -6,13 +6,15 @@ The setting is this library's own: Numba's (`numba.set_num_threads`) is neither 
 import ctypes
 import importlib.metadata
 import os
-import threading
 from typing import Any
 
 import numba
 
-_PARALLEL_LOCK = threading.Lock()
-_state: dict[str, Any] = {"n_threads": None, "tbb_loaded": False, "parallel_pid": None}
+from fastswl import forks
+
+#: threads that Numba has started, or will
+MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+_state: dict[str, Any] = {"n_threads": None, "set_by_user": False, "tbb_loaded": False, "layer": None}
 
 
 def _available_processors() -> int:
@@ -23,8 +25,7 @@ def _available_processors() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count()
-    limit: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    return max(1, min(count or 1, limit))
+    return max(1, min(count or 1, MOST_THREADS))
 
 
 def get_num_threads() -> int:
@@ -77,7 +78,7 @@ def set_num_threads(n: int) -> None:
     count = n.__index__()
     if count < 1:
         raise ValueError(f"n must be at least 1, got {n!r}")
-    _state["n_threads"] = count
+    _state["n_threads"], _state["set_by_user"] = count, True
 
 
 def threading_layer() -> str:
@@ -94,13 +95,19 @@ def threading_layer() -> str:
     prepare_parallel()
     from numba.np.ufunc import parallel
 
-    parallel._launch_threads()  # type: ignore[no-untyped-call]
+    if not parallel._is_initialized:
+        forks.note_launch()
+        if parallel._backend_init_process_lock is None:
+            # made in each process anew, so it keeps no other process out; it warns where there is no /dev/shm, and a worker
+            # of a pool leaves it behind
+            parallel._backend_init_process_lock = parallel._nop()  # type: ignore[assignment]
+        parallel._launch_threads()  # type: ignore[no-untyped-call]
     layer: str = numba.threading_layer()  # type: ignore[attr-defined]
     return layer
 
 
 def prepare_parallel() -> None:
-    """Before the first parallel region: make pip's libtbb visible to Numba.
+    """Make pip's libtbb visible to Numba, before the first parallel region.
 
     It lies in the environment's lib folder, where the loader does not look, so Numba would fall back to a layer that is not
     safe after a fork (GNU OpenMP) or with two Python threads (workqueue). A user's own choice of layer is left alone.
@@ -124,40 +131,27 @@ def prepare_parallel() -> None:
             return
 
 
-def parallel_entry() -> "_Nothing | None":
-    """Return a context for one parallel region, or None where only the serial path is safe.
+def parallel_is_safe() -> bool:
+    """Whether this process may start a parallel region; begins the layer if none is running.
 
-    GNU OpenMP cannot run in a child that was forked after a parallel region; the workqueue layer takes one caller at a time.
+    GNU OpenMP and the workqueue cannot run in a child that was forked after a parallel region, TBB only if it was at rest.
     """
-    layer = _state.get("layer")
-    if layer is None:
-        layer = _state["layer"] = threading_layer()
-        _state["parallel_pid"] = os.getpid()
-    if layer == "tbb":
-        return _NOTHING
-    if _state["parallel_pid"] != os.getpid():
-        return None
-    if layer == "workqueue":
-        return _OneAtATime() if _PARALLEL_LOCK.acquire(blocking=False) else None
-    return _NOTHING
+    if forks.serial_only:
+        return False
+    if _state["layer"] is None:
+        _state["layer"] = threading_layer()
+    return True
 
 
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *exception: object) -> None:
-        return None
+def one_region_at_a_time() -> bool:
+    """Whether the layer aborts when two Python threads start parallel regions."""
+    return bool(_state["layer"] == "workqueue")
 
 
-class _OneAtATime(_Nothing):
-    """Holds the lock of the workqueue layer, already taken."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *exception: object) -> None:
-        _PARALLEL_LOCK.release()
+def _forget_processors() -> None:
+    # a child may have been given other processors than its parent
+    if not _state["set_by_user"]:
+        _state["n_threads"] = None
 
 
-_NOTHING = _Nothing()
+forks.in_child.append(_forget_processors)

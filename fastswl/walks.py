@@ -12,6 +12,7 @@ from fastswl.kernels.lines import LINE_ROOM
 from fastswl.kernels.part import PART_BYTES, PART_VECTORS
 from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, Plan
 from fastswl.kernels.rows import TABLE_BYTES
+from fastswl.kernels.stream import LINE_BYTES
 from fastswl.simd import STORAGES, VECTOR_BYTES
 
 #: classes up to which a row of contiguous classes goes into a tile of rows
@@ -166,7 +167,12 @@ def find_route(
     itemsize = result_itemsize(storage)
     neighbours = fields.get("out_class") == itemsize
     gathered = neighbours and lengths[-2] == 1 and fields.get("out_inner") == itemsize * shape[-1]
-    buffered = streaming and walk.buffer_bytes > 0 and (gathered or (neighbours and walk.name == "row"))
+    if walk.name == "row":
+        buffered = streaming and neighbours
+    else:
+        # the first tile of a block has to reach the end of a line
+        tile_bytes = min(walk.tile_rows, STORAGES[storage].lanes) * shape[-1] * itemsize
+        buffered = streaming and walk.buffer_bytes > 0 and gathered and tile_bytes >= LINE_BYTES
     scratch = (walk.scratch_bytes + 63) // 64 * 64
     walk = walk._replace(scratch_bytes=scratch + walk.buffer_bytes * buffered)
     fields.update(

@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 from numba import config
 
+import fastswl
 from fastswl import cache
 
 CALL = """
@@ -97,3 +99,86 @@ def test_a_directory_that_is_none(tmp_path):
     place = tmp_path / "file"
     place.write_text("no directory")
     assert call(place / "below") == "compiled"
+
+
+def a_copy_of_the_package(folder):
+    """The package without what was compiled, and the environment in which it is the one that is imported."""
+    shutil.copytree(Path(fastswl.__file__).parent, folder / "fastswl", ignore=shutil.ignore_patterns("__pycache__"))
+    path = os.pathsep.join([str(folder), *filter(None, sys.path)])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run_in(settings, **options):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CALL], env=settings, capture_output=True, text=True, **options
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_a_package_that_cannot_be_written_to(tmp_path):
+    settings = a_copy_of_the_package(tmp_path / "package")
+    # (a directory without the right to write does not stop an administrator; a file in its place does)
+    (tmp_path / "package/fastswl/__pycache__").write_text("no directory")
+    home = tmp_path / "home"
+    home.mkdir()
+    settings |= {"HOME": str(home)}
+    settings.pop("NUMBA_CACHE_DIR", None)
+    settings.pop("XDG_CACHE_HOME", None)
+    assert run_in(settings, cwd=tmp_path) == "compiled"
+    assert list((home / ".cache/fastswl").glob("*.nbc"))
+    assert run_in(settings, cwd=tmp_path) == "from the cache"
+
+
+def test_a_home_that_is_no_directory_and_nothing_that_can_be_written_to(tmp_path):
+    settings = a_copy_of_the_package(tmp_path / "package")
+    (tmp_path / "package/fastswl/__pycache__").write_text("no directory")
+    file = tmp_path / "file"
+    file.write_text("no directory")
+    settings |= dict.fromkeys(("HOME", "XDG_CACHE_HOME", "TMPDIR"), str(file))
+    settings.pop("NUMBA_CACHE_DIR", None)
+    assert run_in(settings, cwd=tmp_path) == "compiled"
+
+
+def test_a_change_of_a_helper_is_noticed(tmp_path):
+    settings = a_copy_of_the_package(tmp_path / "package") | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert run_in(settings, cwd=tmp_path) == "compiled"
+    assert run_in(settings, cwd=tmp_path) == "from the cache"
+    helper = tmp_path / "package/fastswl/vectormath.py"
+    helper.write_text(helper.read_text() + "\n# changed\n")
+    assert run_in(settings, cwd=tmp_path) == "compiled"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
+def test_a_full_disk(tmp_path):
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    settings = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        assert run_in(settings, preexec_fn=limit) == "compiled"
+    assert call(tmp_path) == "compiled"
+    assert call(tmp_path) == "from the cache"
+
+
+def test_two_processes_that_compile_at_once(tmp_path):
+    settings = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    both = [
+        subprocess.Popen([sys.executable, "-W", "error", "-c", CALL], env=settings, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.communicate(timeout=600)[1] == ""
+        assert process.returncode == 0
+    assert call(tmp_path) == "from the cache"
+
+
+def test_a_cache_of_another_processor(tmp_path):
+    assert call(tmp_path) == "compiled"
+    haswell = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
+    assert call(tmp_path, **haswell) == "compiled"
+    assert call(tmp_path, **haswell) == "from the cache"
+    assert call(tmp_path) == "from the cache"

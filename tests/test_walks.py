@@ -175,7 +175,9 @@ def aligned_memory(size, dtype, alignment=64):
     return raw[begin : begin + size * np.dtype(dtype).itemsize].view(dtype)
 
 
-@pytest.mark.parametrize("shape", [(1000, 3), (777, 10), (333, 33), (259, 100), (101, 200), (37, 1000), (5, 9000)])
+@pytest.mark.parametrize(
+    "shape", [(4099, 1), (1000, 3), (777, 10), (333, 33), (259, 100), (101, 200), (37, 1000), (5, 9000)]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("offset", [0, 1, 5, 15, 31])
 def test_streamed_results_have_the_same_bits(shape, dtype, offset, crossovers):
@@ -202,3 +204,42 @@ def test_the_choice_looks_at_rows_only():
     for n_classes in (1, 10, 128, 129, 8192, 131072, 131073):
         walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)
         assert walk.name == ("panel" if n_classes <= 128 else "row" if n_classes <= 131072 else "split")
+
+
+@pytest.mark.parametrize("shape", [(70, 10), (37, 200), (17, 4096)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=["plain", "smoothing"])
+def test_bits_do_not_hang_on_the_layout_of_the_result(shape, dtype, options):
+    x, targets = problem(shape, -1, dtype)
+    expected = swl.cross_entropy_value_and_grad(x, targets, **options)
+    for out in (np.empty_like(x)[::-1, ::-1], np.empty_like(x, order="F"), np.empty((*shape, 2), dtype)[..., 0]):
+        result = swl.cross_entropy_value_and_grad(x, targets, grad_out=out, **options)
+        assert result.loss == expected.loss
+        np.testing.assert_array_equal(out, expected.grad)
+
+
+def test_a_failed_allocation_of_scratch_memory_leaves_what_there_was(monkeypatch):
+    x, targets = problem((40, 1000), -1)
+    expected = swl.cross_entropy_value_and_grad(x, targets)
+    monkeypatch.setattr(running, "_own", running._Scratch())
+    running._own.memory = running._own.memory[:100].copy()
+
+    class NoMemory:
+        uint8 = np.uint8
+
+        @staticmethod
+        def empty(*_):
+            raise MemoryError
+
+    grad = np.full_like(x, 7.0)
+    walks.find_route.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "np", NoMemory)
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                swl.cross_entropy_value_and_grad(x, targets, grad_out=grad)
+    assert (grad == 7.0).all()
+    assert running._callers[0] == 0
+    result = swl.cross_entropy_value_and_grad(x, targets, grad_out=grad)
+    assert result.loss == expected.loss
+    np.testing.assert_array_equal(grad, expected.grad)

@@ -4,7 +4,7 @@ One small driver serves every kernel, so that a kernel and a parallel region are
 same kernel without it.
 """
 
-from fastswl.compilation import parallel_driver, prange
+from fastswl.compilation import get_num_threads, parallel_driver, prange, set_num_threads
 from fastswl.simd import call_kernel, fetch_and_add, store_int64
 
 #: bytes before a thread's scratch memory: how many of its blocks are taken
@@ -12,22 +12,33 @@ COUNTER_BYTES = 64
 
 
 @parallel_driver
-def run_parallel(kernel, plan, memory, thread_bytes, n_blocks, n_threads):
-    """Blocks in `n_threads` threads, each of which has `thread_bytes` of `memory`: a counter, and scratch memory.
+def run_parallel(kernel, plan, memory, thread_bytes, n_blocks, n_threads, callers, alone):
+    """Blocks in at most `n_threads` threads, each of which has `thread_bytes` of `memory`: a counter, and scratch memory.
 
     A thread goes through a range of its own, so that what it asks for ahead is what it reads next, and then helps the others with
-    theirs. Which thread takes a block changes no bit: results lie per row, sums per block.
+    theirs. Which thread takes a block changes no bit: results lie per row, sums per block. At `callers` stands how many calls
+    are in here: each asks for its share only, and with `alone` for a parallel region only when it is the first.
     """
-    for thread in range(n_threads):
-        store_int64(memory + thread * thread_bytes, 0)
-    for thread in prange(n_threads):
-        scratch = memory + thread * thread_bytes + COUNTER_BYTES
-        for turn in range(n_threads):
-            owner = (thread + turn) % n_threads
-            counter = memory + owner * thread_bytes
-            begin, end = owner * n_blocks // n_threads, (owner + 1) * n_blocks // n_threads
-            block = begin + fetch_and_add(counter, 1)
-            while block < end:
-                call_kernel(kernel, plan, scratch, block, block + 1)
+    others = fetch_and_add(callers, 1)
+    share = n_threads // (others + 1)
+    if share < 2 or (alone != 0 and others > 0):
+        call_kernel(kernel, plan, memory + COUNTER_BYTES, 0, n_blocks)
+    else:
+        for thread in range(share):
+            store_int64(memory + thread * thread_bytes, 0)
+        # Numba's setting is the user's, for kernels of their own
+        users_setting = get_num_threads()
+        set_num_threads(share)
+        for thread in prange(share):
+            scratch = memory + thread * thread_bytes + COUNTER_BYTES
+            for turn in range(share):
+                owner = (thread + turn) % share
+                counter = memory + owner * thread_bytes
+                begin, end = owner * n_blocks // share, (owner + 1) * n_blocks // share
                 block = begin + fetch_and_add(counter, 1)
+                while block < end:
+                    call_kernel(kernel, plan, scratch, block, block + 1)
+                    block = begin + fetch_and_add(counter, 1)
+        set_num_threads(users_setting)
+    fetch_and_add(callers, -1)
     return 0

@@ -1,0 +1,58 @@
+"""Other targets and settings of the compiler: `portable.py` with an environment of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("portable.py")
+HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=1800)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "bound"),
+    [
+        ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, 8.0),  # no fused multiply-add
+        (HASWELL, 4.0),
+        ({"NUMBA_DISABLE_INTEL_SVML": "1"}, 4.0),
+        ({"NUMBA_OPT": "0"}, 4.0),
+        ({"NUMBA_OPT": "1"}, 4.0),
+        ({"NUMBA_OPT": "2"}, 4.0),
+        ({"NUMBA_BOUNDSCHECK": "1"}, 4.0),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="names of x86-64 processors")
+def test_answers(environment, bound, tmp_path):
+    done = run(**environment, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert float(done.stdout) <= bound
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+def test_answers_where_denormals_are_flushed():
+    pytest.importorskip("torch")
+    done = run("--flushed")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 4.0
+
+
+def test_without_compilation_it_says_so_in_one_line():
+    code = "import fastswl as swl; swl.softmax([0.0, 1.0])"
+    settings = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        done.stderr.splitlines()[-1]
+        == "RuntimeError: fastswl is compiled by Numba and can't run with NUMBA_DISABLE_JIT=1"
+    )
