@@ -331,26 +331,29 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def compare(base: str, head: str, quick: bool, cache: Path | None = None, say=lambda text: None) -> dict:
+def compare(args: argparse.Namespace, say) -> dict:
     """All that is measured; `verdicts` maps what changed to how."""
+    chosen = [case for case in cases(args.quick) if args.cases in case.name]
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="gate-"))
     try:
-        sides = Side(base, folder / "base", cache), Side(head, folder / "head", cache)
+        sides = Side(args.base, folder / "base", args.cache), Side(args.head, folder / "head", args.cache)
         failed: dict[str, str] = {}
-        say("exactness")  # first, since it compiles in both processes at once
-        exact = exactness(sides, folder, failed)
-        changes, not_timed = measure(sides, cases(quick), QUICK if quick else FULL, say)
+        exact = {}
+        if not args.cases:
+            say("exactness")  # first, since it compiles in both processes at once
+            exact = exactness(sides, folder, failed)
+        changes, not_timed = measure(sides, chosen, QUICK if args.quick else FULL, say)
         failed |= not_timed
         counted = {}
-        if not quick:
+        if not (args.quick or args.cases):
             say("instructions")
             counted = instructions(sides, failed)
         verdicts = {name: entry.verdict for name, entry in {**changes, **exact}.items() if entry.verdict}
         return {
             "base": sides[0].commit,
             "head": sides[1].commit,
-            "quick": quick,
+            "quick": args.quick,
             "machine": machine.describe(),
             "times": {name: {"change": list(change)} for name, change in changes.items()},
             "instructions": counted,
@@ -376,23 +379,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("base", help="commit to compare with")
     parser.add_argument("head", help="commit to judge")
     parser.add_argument("--quick", action="store_true", help="the walks and the small call, one thread")
+    parser.add_argument("--cases", default="", metavar="TEXT", help="times alone, of cases whose name holds this")
     parser.add_argument("--cache", type=Path, help="folder that keeps compiled kernels from run to run")
     parser.add_argument("--json", type=Path, help="where to save all figures")
     args = parser.parse_args(arguments)
 
     started = time.monotonic()
     report = compare(
-        args.base,
-        args.head,
-        args.quick,
-        args.cache,
-        lambda text: print(f"{time.monotonic() - started:4.0f} s  {text}", file=sys.stderr, flush=True),
+        args, lambda text: print(f"{time.monotonic() - started:4.0f} s  {text}", file=sys.stderr, flush=True)
     )
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(machine.title(report["machine"]), "\n\n" + table(report), sep="")
     worse = regressions(report)
-    print(f"\n{len(worse)} regressions in {report['seconds']:.0f} s" + "".join(f"\n  {w}: {n}" for n, w in worse.items()))
+    print(
+        f"\n{len(worse)} regressions in {report['seconds']:.0f} s" + "".join(f"\n  {w}: {n}" for n, w in worse.items())
+    )
     return int(bool(worse) or bool(report["failed"]))
 
 
