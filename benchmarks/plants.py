@@ -13,7 +13,7 @@ _IDLE = """
 
 @routine
 def planted(place, steps):
-    value = 1.0
+    value = float(steps)
     for _ in range(steps):
         value = value * 0.999 + 0.001
     store_double(place, value)
