@@ -107,7 +107,9 @@ def test_the_grid_shows_the_benchmarks(page, browser):
     assert shown >= len(names)
     text = browser.execute_script("return $('#summarygrid-display').text()")
     assert "Walks.time_walk" in text
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    # benchmarks that are not run over the history are in the grid without a curve
+    assert not [message for message in severe if "/graphs/summary/" not in message]
     screenshot(browser, "grid")
 
 
