@@ -265,7 +265,7 @@ def exactness(sides: tuple[Side, Side], folder: Path, failed: dict[str, str]) ->
                         with np.load(file) as results:
                             for what in results.files:
                                 error = worst_ulp(results[what], getattr(expected, what))
-                                entry = worst.setdefault(f"{walk}, {what}, {dtype}", [0.0, 0.0])
+                                entry = worst.setdefault(f"{walk}, ulp of {what}, {dtype}", [0.0, 0.0])
                                 entry[place] = max(entry[place], error)
     finally:
         for side in sides:
