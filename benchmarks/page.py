@@ -55,7 +55,10 @@ _ELSEWHERE = re.compile(r'(src|href)="https://[^"]*/([^"/]+\.(?:js|css))"([^>]*)
 
 
 def asv(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "asv", *arguments], cwd=ROOT, check=True)
+    run = subprocess.run([sys.executable, "-m", "asv", *arguments], cwd=ROOT)
+    # 2: something failed at some commit, and asv wrote down what (the first commits have no README and don't build)
+    if run.returncode not in (0, 2):
+        raise SystemExit(run.returncode)
 
 
 def describe_machine(name: str) -> None:
