@@ -1,7 +1,7 @@
 """Whether a commit made anything slower or less exact than another.
 
-    python -m benchmarks.gate BASE HEAD           # 1 if it did, with a table
-    python -m benchmarks.gate BASE HEAD --quick   # the walks alone, in two minutes
+    python -m benchmarks.gate BASE HEAD           # a table; 1 if it did, or if something could not be measured
+    python -m benchmarks.gate BASE HEAD --quick   # the walks and the small call alone
 
 Each commit runs in a process of its own with its own cache of kernels; both live at once and take
 turns, base, head, head, base, each turn a few calls of a tenth of a millisecond of which the
@@ -303,32 +303,43 @@ def percent(change: float) -> str:
     return f"{100 * change:+.1f} %"
 
 
-def table(report: dict) -> str:
-    """Markdown: times, then worst errors, what changed in bold."""
-    counted = report["instructions"]
-    head = ["what", "base", "change", f"{CONFIDENCE:.0%} between", "slower in", "verdict"]
-    head[3:3] = ["instructions"] if counted else []
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " --: |" * (len(head) - 2) + " --- |"]
+def rows(report: dict) -> list[list[str]]:
+    """What was measured, at base, the change, how sure it is, instructions, verdict."""
+    found = []
     for name, entry in report["times"].items():
         change = Change(*entry["change"])
-        cells = [
-            name,
-            f"{change.seconds * 1e6:,.1f} us",
-            percent(change.change),
-            f"{percent(change.low)} and {percent(change.high)}",
-            f"{change.slower_rounds} of {change.rounds} rounds",
-            f"**{change.verdict}**" if change.verdict else "",
-        ]
-        if counted:
-            cells.insert(3, percent(counted[name]) if name in counted else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| worst error in ulp | base | head | verdict |", "| --- | --: | --: | --- |"]
+        between = (
+            f"{percent(change.low)} to {percent(change.high)}, slower in {change.slower_rounds} of {change.rounds}"
+        )
+        counted = report["instructions"].get(name)
+        found.append(
+            [
+                name,
+                f"{change.seconds * 1e6:,.1f} us",
+                percent(change.change),
+                between,
+                "" if counted is None else percent(counted),
+                change.verdict,
+            ]
+        )
     for name, errors in report["exactness"].items():
-        entry = Exactness(*errors)
-        verdict = f"**{entry.verdict}**" if entry.verdict else ""
-        lines.append(f"| {name} | {entry.base:.2f} | {entry.head:.2f} | {verdict} |")
-    lines += [f"\nnot measured: {name}: {why}" for name, why in report["failed"].items()]
-    return "\n".join(lines)
+        exact = Exactness(*errors)
+        found.append([name, f"{exact.base:.2f}", f"{exact.head - exact.base:+.2f} ulp", "certain", "", exact.verdict])
+    return found
+
+
+def table(report: dict) -> str:
+    """Markdown, what changed first and in bold."""
+    found = rows(report)
+    found.sort(key=lambda cells: not cells[-1])
+    head = ["what", "base", "change", f"{CONFIDENCE:.0%} of the bootstrap, and rounds", "instructions", "verdict"]
+    kept = [place for place in range(len(head)) if place != 4 or report["instructions"]]
+    lines = [[head[place] for place in kept], [["---", "--:", "--:", "---", "--:", "---"][place] for place in kept]]
+    for cells in found:
+        cells[-1] = cells[-1] and f"**{cells[-1]}**"
+        lines.append([cells[place] for place in kept])
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return text + "".join(f"\n\nnot measured: {name}: {why}" for name, why in report["failed"].items())
 
 
 def compare(args: argparse.Namespace, say) -> dict:
