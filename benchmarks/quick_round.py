@@ -23,7 +23,17 @@ def patterns() -> list[str]:
 
 
 def main() -> int:
-    command = [sys.executable, "-m", "asv", "run", "--quick", "--python=same", "--show-stderr"]
+    command = [
+        sys.executable,
+        "-m",
+        "asv",
+        "run",
+        "--quick",
+        "--python=same",
+        "--show-stderr",
+        "--attribute",
+        "rounds=1",
+    ]
     for pattern in patterns():
         command += ["--bench", pattern]
     return subprocess.run(command, cwd=Path(__file__).parents[1]).returncode
