@@ -1,0 +1,124 @@
+"""Faults that are put into a copy of the package on purpose, to see whether somebody notices.
+
+Each plant is a list of replacements in source files; the text that is replaced has to be there
+once. A slow one runs a chain of multiplications that nothing overlaps, some for each vector.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+_IDLE = """
+
+@routine
+def planted(place, steps):
+    value = float(steps)
+    for _ in range(steps):
+        value = value * 0.999 + 0.001
+    store_double(place, value)
+
+"""
+
+
+class Plant(NamedTuple):
+    """Replacements (file, old, new); `{steps}` in a new text stands for how slow it is to be."""
+
+    walk: str
+    replacements: tuple[tuple[str, str, str], ...]
+    steps: int = 0  # 15 % on a Zen 4; to begin with elsewhere
+
+    def put_into(self, package: Path, steps: int) -> None:
+        """Change the sources of a package."""
+        for name, old, new in self.replacements:
+            file = package / name
+            text = file.read_text()
+            if text.count(old) != 1:
+                raise LookupError(f"{name} holds this {text.count(old)} times, not once: {old!r}")
+            file.write_text(text.replace(old, new.replace("{steps}", str(steps))))
+
+
+def _in_panel_kernel(walk: str, comparison: str, steps: int) -> Plant:
+    """The panel walk and the strided one have one kernel and differ in the stride of the classes."""
+    end_of_step = """                    table += tile_bytes
+        if plan.partials != 0:
+            store_partial(arithmetic, plan, scratch, block)
+"""
+    return Plant(
+        walk,
+        (
+            ("kernels/panel.py", "\n@block_kernel\n", _IDLE + "\n@block_kernel\n"),
+            (
+                "kernels/panel.py",
+                end_of_step,
+                f"""                    table += tile_bytes
+            if plan.logits_class {comparison} itemsize(storage):
+                planted(scratch + AGAIN, plan.n_classes * (step_rows // rows) * {{steps}} // 64)
+        if plan.partials != 0:
+            store_partial(arithmetic, plan, scratch, block)
+""",
+            ),
+            ("kernels/panel.py", "import (\n    APART,\n", "import (\n    AGAIN,\n    APART,\n"),
+        ),
+        steps,
+    )
+
+
+_ROW_TILE = "            row_tile(storage, target_storage, plan, scratch, outer, inner, count, is_first, is_last)\n"
+_SPLIT_STEP = "            split_step(storage, target_storage, plan, scratch, unit, n_parts)\n"
+_ROW_KERNEL = ("kernels/row.py", "\n@block_kernel\n", _IDLE + "\n@block_kernel\n")
+
+#: a slowdown of each walk
+SLOW = (
+    _in_panel_kernel("panel", "==", 253),
+    _in_panel_kernel("strided", "!=", 149),
+    Plant(
+        "row",
+        (
+            _ROW_KERNEL,
+            (
+                "kernels/row.py",
+                _ROW_TILE,
+                _ROW_TILE
+                + "            planted(scratch + AGAIN, vectors_of(storage, plan.n_classes) * count * {steps} // 64)\n",
+            ),
+        ),
+        121,
+    ),
+    Plant(
+        "split",
+        (
+            _ROW_KERNEL,
+            (
+                "kernels/row.py",
+                _SPLIT_STEP,
+                _SPLIT_STEP + "            planted(scratch, vectors_of(storage, part_classes) * {steps} // 64)\n",
+            ),
+        ),
+        51,
+    ),
+    Plant(
+        "small call",
+        tuple(
+            (file, old, "    for _ in range({steps}):\n        pass\n" + old)
+            for file, old in (
+                ("functions.py", "    call = lazy.prepared.get((dtype, shape, targets.dtype, reduction, with_grad))\n"),
+                ("softmax_family.py", "    call = lazy.prepared.get((operation, dtype, shape))\n"),
+            )
+        ),
+        26,
+    ),
+)
+
+#: up to 4 ulp off the gradient; the last step of the row walk is that of the split one, too
+INEXACT = Plant(
+    "row",
+    (
+        (
+            "kernels/part.py",
+            "        scale_out(results, logits, out, n, scale, scale_low, streaming, ahead)\n",
+            "        off = scale * (1.0 + by_type(arithmetic, 4 * 2.0**-24, 4 * 2.0**-53))\n"
+            "        scale_out(results, logits, out, n, off, scale_low, streaming, ahead)\n",
+        ),
+    ),
+)
