@@ -1596,7 +1596,7 @@ FORMULAS = [
     mutant(
         "sums of float32 are carried in float64 between blocks",
         PART,
-        "high, error = add_exactly(high, load_double(part + RECORD_STEP * PART_REST) * factor)",
+        "high, error = two_sum(high, load_double(part + RECORD_STEP * PART_REST) * factor)",
         "high, error = np.float64(np.float32(high + load_double(part + RECORD_STEP * PART_REST) * factor)), 0.0",
         "test_exactness.py::test_bounds_of_wide_rows",
     ),

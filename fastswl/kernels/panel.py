@@ -70,8 +70,6 @@ from fastswl.kernels.spread import (
     spread_unit,
     subtract_even_from_tile,
     vectors_serve,
-    word_of_vector,
-    word_zero,
 )
 from fastswl.kernels.stream import LINE_BYTES, flush
 from fastswl.simd import (
@@ -261,7 +259,7 @@ def make_mass_of_tile(storage, target_storage, plan, mass, outer, inner, count):
         unit = spread_unit(plan, outer, inner + row)
         row_mass = mass + itemsize(storage) * row
         spread_mass(
-            storage, target_storage, plan, row_mass, word_of_vector(plan), outer, inner + row, word_zero(plan),
+            storage, target_storage, plan, row_mass, word(VECTOR_BYTES), outer, inner + row, word(0),
             plan.n_classes, unit,
         )  # fmt: skip
 
@@ -337,7 +335,7 @@ def clear_infinite_of_tile(storage, plan, table, tile, outer, inner, count):
         if load_double(table + SPREAD_DISTANCE + 8 * row) == np.inf:
             place = plan.logits + outer * plan.logits_outer + (inner + row) * plan.logits_inner
             clear_where_infinite(
-                storage, tile + size * row, word_of_vector(plan), place, plan.logits_class, plan.n_classes
+                storage, tile + size * row, word(VECTOR_BYTES), place, plan.logits_class, plan.n_classes
             )
 
 

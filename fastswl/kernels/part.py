@@ -96,6 +96,7 @@ from fastswl.vectormath import (
     nearest_power,
     plain_total_of_lanes,
     total_of_lanes,
+    two_sum,
 )
 
 #: vectors in a part of a row: 16 KB, half of the smallest first-level cache in use
@@ -411,7 +412,7 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
     for i in range(n_parts):
         part = parts + PART_BYTES * i
         factor = two_to(load_double(part + RECORD_STEP * PART_POWER) - power)
-        high, error = add_exactly(high, load_double(part + RECORD_STEP * PART_REST) * factor)
+        high, error = two_sum(high, load_double(part + RECORD_STEP * PART_REST) * factor)
         low += error + load_double(part + RECORD_STEP * PART_REST_LOW) * factor
         place = int(load_double(part + RECORD_STEP * PART_CLASS))
         if place >= 0:
@@ -420,7 +421,7 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
                 apart = load_double(part + RECORD_STEP * PART_APART)
                 apart_low = load_double(part + RECORD_STEP * PART_APART_LOW)
             else:
-                high, error = add_exactly(high, load_double(part + RECORD_STEP * PART_APART_EXP) * factor)
+                high, error = two_sum(high, load_double(part + RECORD_STEP * PART_APART_EXP) * factor)
                 low += error
         if spread_evenly(plan):
             store_double(
@@ -433,9 +434,9 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
             if part_mass != 0.0:
                 limited = min(max(load_double(part + RECORD_STEP * PART_TOP), -limit), limit)
                 away += part_mass * ((m - limited) + (m_low - load_double(part + RECORD_STEP * PART_REFERENCE_LOW)))
-            mass, error = add_exactly(mass, part_mass)
+            mass, error = two_sum(mass, part_mass)
             mass_low += error
-            distance, error = add_exactly(distance, away)
+            distance, error = two_sum(distance, away)
             distance_low += error
     if abs(distance) < np.inf:
         distance += distance_low
@@ -501,13 +502,6 @@ def weight_of_part(plan, number, part_classes):
     for c in range(first, end):
         total += load_double(plan.weight + 8 * c)
     return total
-
-
-@inlined
-def add_exactly(a, b):
-    total = a + b
-    b_part = total - a
-    return total, (a - (total - b_part)) + (b - b_part)
 
 
 @inlined

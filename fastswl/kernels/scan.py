@@ -1,11 +1,10 @@
 """Reading index targets before anything is written: the first one out of range, and what the mean divides by."""
 
 from fastswl.compilation import block_kernel, inlined, routine
-from fastswl.kernels.part import add_exactly
 from fastswl.kernels.plan import INDEX_TARGETS, load_plan
 from fastswl.kernels.targets import index_bytes, load_index, load_indices
 from fastswl.simd import FLOAT64, any_lane, lanes, load_double, select, splat_like, store_double, wide_zero
-from fastswl.vectormath import plain_total_of_lanes
+from fastswl.vectormath import plain_total_of_lanes, two_sum
 
 #: rows in a block of the scan
 SCAN_ROWS = 65536
@@ -74,7 +73,7 @@ def scan_targets(storage, target_storage, plan_address, scratch, first, last):
             if plan.sample_weight != 0:
                 place = plan.sample_weight + outer * plan.sample_weight_outer + inner * plan.sample_weight_inner
                 weight = weight * load_double(place)
-            high, error = add_exactly(high, weight)
+            high, error = two_sum(high, weight)
             low += error
         result = plan.partials + SCAN_BYTES * block
         store_double(result, float(bad))

@@ -25,6 +25,7 @@ from fastswl.simd import (
     store_one,
     wide_zero,
     widen,
+    word,
 )
 from fastswl.vectormath import accumulate
 
@@ -43,20 +44,7 @@ def fill_masked_of_tile(storage, plan, tile, value, outer, inner, count):
     """`fill_masked` of all rows of a tile."""
     for row in range(count):
         place = tile + itemsize(storage) * row
-        fill_masked(
-            storage, plan, place, value, word_of_vector(plan), outer, inner + row, word_zero(plan), plan.n_classes
-        )
-
-
-@inlined
-def word_of_vector(plan):
-    """A constant that Numba doesn't take for a literal, which would compile the routine again."""
-    return VECTOR_BYTES + 0 * plan.kind
-
-
-@inlined
-def word_zero(plan):
-    return 0 * plan.kind
+        fill_masked(storage, plan, place, value, word(VECTOR_BYTES), outer, inner + row, word(0), plan.n_classes)
 
 
 @routine
