@@ -19,6 +19,8 @@ from fastswl.simd import STORAGES, VECTOR_BYTES
 PANEL_CLASSES = 128
 #: classes of the tiles that go through the stages together
 STEP_CLASSES = 64
+#: the same of rows that lie side by side
+STRIDED_STEP_CLASSES = 256
 #: classes up to which the tile of rows that lie side by side stays in the second-level cache
 STRIDED_CLASSES = 2048
 #: classes from which on a row is cut into parts that all threads share, and computed twice
@@ -53,7 +55,7 @@ def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int
     side_by_side = row_stride == layout.itemsize and not contiguous
     in_panel = (contiguous or not side_by_side) and n_classes <= PANEL_CLASSES
     if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
-        tiles = max(1, min(4, STEP_CLASSES // n_classes))
+        tiles = max(1, min(4, (STEP_CLASSES if in_panel else STRIDED_STEP_CLASSES) // n_classes))
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
         return Walk(
             "panel" if in_panel else "strided",
