@@ -20,13 +20,15 @@ def mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 ARRAYS, AXES, OUTPUTS = "arguments/arrays.py", "arguments/axes.py", "arguments/outputs.py"
 PLAN, SCALARS, TARGETS = "arguments/plan.py", "arguments/scalars.py", "arguments/targets.py"
 DISPATCH, FUNCTIONS, FAMILY, LAYER = "dispatch.py", "functions.py", "softmax_family.py", "layer.py"
-FACTORS, WALKS, RUNNING, BLOCKS, THREADS = (
+FACTORS, WALKS, RUNNING, BLOCKS, THREADS, FORKS = (
     "signed_logsumexp.py",
     "walks.py",
     "running.py",
     "blocks.py",
     "threads.py",
+    "forks.py",
 )
+SPREAD, LINES, ENTRY, LAUNCH = "kernels/spread.py", "kernels/lines.py", "kernels/entry.py", "kernels/launch.py"
 
 DTYPES = [
     mutant(
@@ -71,6 +73,7 @@ DTYPES = [
         'f"{name} has dtype {array.dtype}; supported',
         'f"an array has dtype {array.dtype}; supported',
         "test_errors.py::test_error",
+        "test_fuzz.py::test_random_calls",
     ),
     mutant(
         "another dtype is a TypeError that names the dtype",
@@ -229,6 +232,7 @@ ARRAYS_IN = [
         "target = result = np.empty_like(array, dtype)",
         "target = result = array if array.dtype == dtype else np.empty_like(array, dtype)",
         "test_layouts.py::test_layout",
+        "test_fuzz.py::test_random_calls",
     ),
     mutant(
         "the logits are never written",
@@ -453,15 +457,15 @@ THREAD_COUNTS = [
     mutant(
         "set_num_threads sets",
         THREADS,
-        '    _state["n_threads"] = count\n',
+        '    _state["n_threads"], _state["set_by_user"] = count, True\n',
         "    pass\n",
         "test_threads.py::test_the_setting_is_the_librarys_own",
     ),
     mutant(
         "set_num_threads leaves Numba's setting alone",
         THREADS,
-        '    _state["n_threads"] = count\n',
-        '    _state["n_threads"] = count\n    numba.set_num_threads(count)\n',
+        '    _state["n_threads"], _state["set_by_user"] = count, True\n',
+        '    _state["n_threads"], _state["set_by_user"] = count, True\n    numba.set_num_threads(count)\n',
         "test_threads.py::test_the_setting_is_the_librarys_own",
     ),
     mutant(
@@ -480,32 +484,88 @@ THREAD_COUNTS = [
         "test_threads.py::test_a_number_of_threads_that_is_none",
     ),
     mutant(
+        "no more threads than Numba starts",
+        THREADS,
+        "return max(1, min(count or 1, MOST_THREADS))",
+        "return max(1, count or 1)",
+        "test_embedding.py::test_the_processors_that_may_be_used_are_counted",
+    ),
+    mutant(
+        "a forked child counts its processors anew",
+        THREADS,
+        '    if not _state["set_by_user"]:',
+        "    if False:",
+        "test_embedding.py::test_a_forked_child_counts_its_processors_anew",
+    ),
+    mutant(
         "the threading layer is tbb where it is installed",
         THREADS,
         'ctypes.CDLL(os.fspath(path), mode=getattr(ctypes, "RTLD_GLOBAL", 0))',
         "pass",
-        "test_threads.py::test_sixteen_python_threads_at_once[tbb]",
+        "test_embedding.py::test_concurrent_callers[tbb]",
     ),
     mutant(
         "callers at once: the workqueue layer takes one",
         THREADS,
-        "return _OneAtATime() if _PARALLEL_LOCK.acquire(blocking=False) else None",
-        "return _NOTHING",
-        "test_threads.py::test_sixteen_python_threads_at_once[workqueue]",
+        'return bool(_state["layer"] == "workqueue")',
+        "return False",
+        "test_embedding.py::test_concurrent_callers[workqueue]",
     ),
     mutant(
-        "callers at once: each has a plan of its own",
+        "callers at once: each has scratch memory of its own",
         RUNNING,
-        "class _OwnMemory(threading.local):",
-        "class _OwnMemory:",
-        "test_threads.py::test_sixteen_python_threads_at_once[tbb]",
+        "class _Scratch(threading.local):",
+        "class _Scratch:",
+        "test_embedding.py::test_concurrent_callers[tbb]",
+    ),
+    mutant(
+        "a call that has ended is counted no more",
+        LAUNCH,
+        "    fetch_and_add(callers, -1)\n",
+        "",
+        "test_embedding.py::test_interrupted_calls",
+    ),
+    mutant(
+        "calls leave Numba's setting as it was",
+        LAUNCH,
+        "        set_num_threads(users_setting)\n",
+        "",
+        "test_embedding.py::test_a_program_with_kernels_of_its_own[tbb]",
     ),
     mutant(
         "a forked child does not use the layer that its parent started",
         THREADS,
-        'if _state["parallel_pid"] != os.getpid():',
-        "if False:",
-        "test_threads.py::test_forked_children_after_parallel_use[omp]",
+        "    if forks.serial_only:",
+        "    if False:",
+        "test_embedding.py::test_forks[fork_after_use-omp]",
+    ),
+    mutant(
+        "TBB is shut down before a fork",
+        FORKS,
+        "        if not at_rest and not _detached:",
+        "        if not _detached:",
+        "test_embedding.py::test_workers_of_a_server_forked_before_the_first_request",
+    ),
+    mutant(
+        "a failed allocation leaves the scratch memory there was",
+        RUNNING,
+        "        memory = _own.memory = np.empty(size + 64, np.uint8)",
+        "        _own.memory = None\n        memory = _own.memory = np.empty(size + 64, np.uint8)",
+        "test_walks.py::test_a_failed_allocation_of_scratch_memory_leaves_what_there_was",
+    ),
+    mutant(
+        "other Python threads run while a kernel runs",
+        ENTRY,
+        "returns=_WORD, nogil=True)",
+        "returns=_WORD)",
+        "test_threads.py::test_other_python_threads_run_while_a_kernel_runs",
+    ),
+    mutant(
+        "Numba is imported by the first call",
+        "lazy.py",
+        "from fastswl import forks\n",
+        "from fastswl import forks, threads\n",
+        "test_threads.py::test_numba_is_not_imported_to_look_at_the_library",
     ),
     mutant(
         "small work starts no parallel region",
@@ -853,15 +913,15 @@ TARGET_KINDS = [
     mutant(
         "the IndexError names the first index that is not ignored",
         DISPATCH,
-        " & (targets != plan.ignore_index)",
+        " & (some != plan.ignore_index)",
         "",
         "test_errors.py::test_error",
     ),
     mutant(
         "the IndexError names the first index in C order",
         DISPATCH,
-        "np.argmax(wrong.ravel())",
-        'np.argmax(wrong.ravel("K"))',
+        "some = targets.flat[first : first + SCAN_ROWS]",
+        'some = targets.ravel("K")[first : first + SCAN_ROWS]',
         "test_errors.py::test_position_of_a_bad_target_in_several_dimensions",
     ),
     mutant(
@@ -1361,7 +1421,6 @@ COMMANDS = [
 ]
 
 PANEL, PART, ROWS, BLOCK = "kernels/panel.py", "kernels/part.py", "kernels/rows.py", "kernels/block.py"
-SPREAD, LINES, ENTRY, LAUNCH = "kernels/spread.py", "kernels/lines.py", "kernels/entry.py", "kernels/launch.py"
 STREAM, VECTORS, CACHE = "kernels/stream.py", "vectormath.py", "cache.py"
 
 SPECIAL_VALUES = [
@@ -1694,16 +1753,16 @@ BITS = [
     mutant(
         "the number of threads changes no bit: each has its scratch memory",
         LAUNCH,
-        "own_scratch = scratch + COUNTER_BYTES + thread * scratch_bytes",
-        "own_scratch = scratch + COUNTER_BYTES",
+        "scratch = memory + thread * thread_bytes + COUNTER_BYTES",
+        "scratch = memory + COUNTER_BYTES",
         "test_properties.py::test_number_of_threads_changes_no_bit",
         "test_properties.py::test_number_of_threads_changes_no_bit_along_other_axes",
     ),
     mutant(
         "the same call twice gives the same bits",
         LAUNCH,
-        "    store_int64(scratch, 0)\n",
-        "",
+        "            store_int64(memory + thread * thread_bytes, 0)\n",
+        "            pass\n",
         "test_properties.py::test_same_call_twice_gives_the_same_bits",
     ),
     mutant(
@@ -1755,6 +1814,7 @@ BITS = [
         "store_one(storage, target + itemsize(storage) * c + row_stride * row, value)",
         "test_layouts.py::test_layout_of_the_outputs",
         "test_layouts.py::test_memory_between_strided_outputs_is_left_alone",
+        "test_walks.py::test_bits_do_not_hang_on_the_layout_of_the_result",
     ),
     mutant(
         "nothing is written past the results",
@@ -1762,6 +1822,21 @@ BITS = [
         "store(storage, end - stored * width, scale_result(load(arithmetic, source), results))",
         "store(storage, end - stored * (width - 1), scale_result(load(arithmetic, source), results))",
         "test_layouts.py::test_memory_around_the_outputs_is_left_alone",
+        "test_guard_pages.py::test_nothing_beside_the_arrays_is_read_or_written",
+    ),
+    mutant(
+        "nothing is written past the scratch memory",
+        WALKS,
+        "walk._replace(scratch_bytes=scratch + walk.buffer_bytes * buffered)",
+        "walk._replace(scratch_bytes=scratch)",
+        "test_guard_pages.py::test_nothing_beside_the_arrays_is_read_or_written",
+    ),
+    mutant(
+        "nothing past the class indices is read",
+        "kernels/scan.py",
+        "    while row + width <= end:",
+        "    while row < end:",
+        "test_guard_pages.py::test_nothing_beside_the_arrays_is_read_or_written",
     ),
 ]
 
@@ -1819,6 +1894,7 @@ CACHE_ON_DISK = [
         "            continue",
         "            return None",
         "test_cache.py::test_the_first_directory_that_can_be_written_to",
+        "test_cache.py::test_a_package_that_cannot_be_written_to",
     ),
     mutant(
         "the cache may lie in the user's directory",
@@ -1833,6 +1909,36 @@ CACHE_ON_DISK = [
         "        except OSError:",
         "        except FileExistsError:",
         "test_cache.py::test_a_directory_that_is_none",
+        "test_cache.py::test_a_home_that_is_no_directory_and_nothing_that_can_be_written_to",
+    ),
+    mutant(
+        "kernels are compiled anew when a helper has changed",
+        CACHE,
+        '[*_PACKAGE.glob("*.py"), ',
+        "[",
+        "test_cache.py::test_a_change_of_a_helper_is_noticed",
+        "test_cache.py::test_every_source_of_a_kernel_counts",
+    ),
+    mutant(
+        "a full disk costs a compilation",
+        CACHE,
+        "with contextlib.suppress(Exception):  # no space",
+        "with contextlib.suppress(PermissionError):  # no space",
+        "test_cache.py::test_a_full_disk",
+    ),
+    mutant(
+        "a directory that another process has made",
+        CACHE,
+        "path.mkdir(parents=True, exist_ok=True)",
+        "path.mkdir(parents=True)",
+        "test_cache.py::test_two_processes_that_compile_at_once",
+    ),
+    mutant(
+        "machine code of another processor is not taken",
+        CACHE,
+        "return (*super()._index_key(sig, codegen), options)",
+        "return (sig, options)",
+        "test_cache.py::test_a_cache_of_another_processor",
     ),
 ]
 
