@@ -25,12 +25,17 @@ print("from the cache" if hits else "compiled")
 pytestmark = pytest.mark.slow
 
 
-def call(directory):
-    settings = {**os.environ, "NUMBA_CACHE_DIR": str(directory)}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", CALL], env=settings, capture_output=True, text=True)
+def run_in(settings, **options):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CALL], env=settings, capture_output=True, text=True, **options
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.strip()
+
+
+def call(directory, **environment):
+    return run_in({**os.environ, "NUMBA_CACHE_DIR": str(directory), **environment})
 
 
 def test_a_second_process_compiles_nothing(tmp_path):
@@ -106,15 +111,6 @@ def a_copy_of_the_package(folder):
     shutil.copytree(Path(fastswl.__file__).parent, folder / "fastswl", ignore=shutil.ignore_patterns("__pycache__"))
     path = os.pathsep.join([str(folder), *filter(None, sys.path)])
     return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-def run_in(settings, **options):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CALL], env=settings, capture_output=True, text=True, **options
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout.strip()
 
 
 def test_a_package_that_cannot_be_written_to(tmp_path):
