@@ -40,10 +40,7 @@ class Plant(NamedTuple):
 
 def _in_panel_kernel(walk: str, comparison: str, steps: int) -> Plant:
     """The panel walk and the strided one have one kernel and differ in the stride of the classes."""
-    end_of_step = """                    table += tile_bytes
-        if plan.partials != 0:
-            store_partial(arithmetic, plan, scratch, block)
-"""
+    end_of_step = "        if plan.partials != 0:\n            store_partial(arithmetic, plan, scratch, block)\n"
     return Plant(
         walk,
         (
@@ -51,12 +48,9 @@ def _in_panel_kernel(walk: str, comparison: str, steps: int) -> Plant:
             (
                 "kernels/panel.py",
                 end_of_step,
-                f"""                    table += tile_bytes
-            if plan.logits_class {comparison} itemsize(storage):
-                planted(scratch + AGAIN, plan.n_classes * (step_rows // rows) * {{steps}} // 64)
-        if plan.partials != 0:
-            store_partial(arithmetic, plan, scratch, block)
-""",
+                f"            if plan.logits_class {comparison} itemsize(storage):\n"
+                "                planted(scratch + AGAIN, plan.n_classes * (step_rows // rows) * {steps} // 64)\n"
+                + end_of_step,
             ),
             ("kernels/panel.py", "import (\n    APART,\n", "import (\n    AGAIN,\n    APART,\n"),
         ),
@@ -64,9 +58,13 @@ def _in_panel_kernel(walk: str, comparison: str, steps: int) -> Plant:
     )
 
 
-_ROW_TILE = "            row_tile(storage, target_storage, plan, scratch, outer, inner, count, is_first, is_last)\n"
-_SPLIT_STEP = "            split_step(storage, target_storage, plan, scratch, unit, n_parts)\n"
-_ROW_KERNEL = ("kernels/row.py", "\n@block_kernel\n", _IDLE + "\n@block_kernel\n")
+_END_OF_BATCH = "                finish_rows(storage, plan, here)\n"
+_SPLIT_STEP = "        split_step(storage, target_storage, plan, scratch, unit, n_parts)\n"
+
+
+def _with_idle(file: str) -> tuple[str, str, str]:
+    return file, "\n@block_kernel\n", _IDLE + "\n@block_kernel\n"
+
 
 #: a slowdown of each walk
 SLOW = (
@@ -75,12 +73,12 @@ SLOW = (
     Plant(
         "row",
         (
-            _ROW_KERNEL,
+            _with_idle("kernels/row.py"),
             (
                 "kernels/row.py",
-                _ROW_TILE,
-                _ROW_TILE
-                + "            planted(scratch + AGAIN, vectors_of(storage, plan.n_classes) * count * {steps} // 64)\n",
+                _END_OF_BATCH,
+                _END_OF_BATCH
+                + "                planted(scratch + AGAIN, vectors_of(storage, plan.n_classes) * count * {steps} // 64)\n",
             ),
         ),
         121,
@@ -88,11 +86,11 @@ SLOW = (
     Plant(
         "split",
         (
-            _ROW_KERNEL,
+            _with_idle("kernels/split.py"),
             (
-                "kernels/row.py",
+                "kernels/split.py",
                 _SPLIT_STEP,
-                _SPLIT_STEP + "            planted(scratch, vectors_of(storage, part_classes) * {steps} // 64)\n",
+                _SPLIT_STEP + "        planted(scratch, PART_VECTORS * {steps} // 64)\n",
             ),
         ),
         51,
@@ -110,15 +108,15 @@ SLOW = (
     ),
 )
 
-#: up to 4 ulp off the gradient; the last step of the row walk is that of the split one, too
+#: up to 4 ulp off the gradient; what finishes a part of a row is the split walk's, too
 INEXACT = Plant(
     "row",
     (
         (
             "kernels/part.py",
-            "        scale_out(results, logits, out, n, scale, scale_low, streaming, ahead)\n",
-            "        off = scale * (1.0 + by_type(arithmetic, 4 * 2.0**-24, 4 * 2.0**-53))\n"
-            "        scale_out(results, logits, out, n, off, scale_low, streaming, ahead)\n",
+            "            factor = splat_like(like, load_double(table + SCALE + 8 * row) * below)\n",
+            "            off = 1.0 + by_type(arithmetic, 4 * 2.0**-24, 4 * 2.0**-53)\n"
+            "            factor = splat_like(like, load_double(table + SCALE + 8 * row) * below * off)\n",
         ),
     ),
 )
