@@ -73,7 +73,6 @@ DTYPES = [
         'f"{name} has dtype {array.dtype}; supported',
         'f"an array has dtype {array.dtype}; supported',
         "test_errors.py::test_error",
-        "test_fuzz.py::test_random_calls",
     ),
     mutant(
         "another dtype is a TypeError that names the dtype",
@@ -232,7 +231,6 @@ ARRAYS_IN = [
         "target = result = np.empty_like(array, dtype)",
         "target = result = array if array.dtype == dtype else np.empty_like(array, dtype)",
         "test_layouts.py::test_layout",
-        "test_fuzz.py::test_random_calls",
     ),
     mutant(
         "the logits are never written",
@@ -540,11 +538,11 @@ THREAD_COUNTS = [
         "test_embedding.py::test_forks[fork_after_use-omp]",
     ),
     mutant(
-        "TBB is shut down before a fork",
+        "a fork while TBB works prints nothing",
         FORKS,
-        "        if not at_rest and not _detached:",
-        "        if not _detached:",
-        "test_embedding.py::test_workers_of_a_server_forked_before_the_first_request",
+        "            _detach()",
+        "            pass",
+        "test_embedding.py::test_forks[fork_while_computing-tbb]",
     ),
     mutant(
         "a failed allocation leaves the scratch memory there was",
@@ -1822,20 +1820,12 @@ BITS = [
         "store(storage, end - stored * width, scale_result(load(arithmetic, source), results))",
         "store(storage, end - stored * (width - 1), scale_result(load(arithmetic, source), results))",
         "test_layouts.py::test_memory_around_the_outputs_is_left_alone",
-        "test_guard_pages.py::test_nothing_beside_the_arrays_is_read_or_written",
     ),
     mutant(
         "nothing is written past the scratch memory",
         WALKS,
         "walk._replace(scratch_bytes=scratch + walk.buffer_bytes * buffered)",
         "walk._replace(scratch_bytes=scratch)",
-        "test_guard_pages.py::test_nothing_beside_the_arrays_is_read_or_written",
-    ),
-    mutant(
-        "nothing past the class indices is read",
-        "kernels/scan.py",
-        "    while row + width <= end:",
-        "    while row < end:",
         "test_guard_pages.py::test_nothing_beside_the_arrays_is_read_or_written",
     ),
 ]
