@@ -25,6 +25,8 @@ STRIDED_STEP_CLASSES = 256
 STRIDED_CLASSES = 2048
 #: classes from which on a row is cut into parts that all threads share, and computed twice
 SPLIT_CLASSES = 131072
+#: and bytes of a thread's scratch memory that a row may take (float64 with several options reaches them first)
+ROW_SCRATCH_BYTES = 4718592
 #: exponentials of a batch of short rows, held in the first-level cache
 BATCH_ELEMENTS = 8192
 #: elements in a block (a thread's step, and what one partial sum of losses covers): a few dozen blocks of small work, of large work
@@ -64,15 +66,14 @@ def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int
             tiles * tile_bytes,
             lanes * n_classes * 8 + LINE_ROOM,
         )
-    part_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
-    if n_classes > SPLIT_CLASSES:
-        return Walk("split", 1, 0, LINE_ROOM + areas * part_bytes, 0)
     tile_rows = min(lanes, max(1, BATCH_ELEMENTS // n_classes))
     vectors = -(-n_classes // lanes)
     n_parts = -(-vectors // PART_VECTORS)
     area = VECTOR_BYTES * (min(PART_VECTORS, vectors) + 1) * n_parts * tile_rows
     # of a batch; there are two, of which one is written while the other is computed
     tile_bytes = (TABLE_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area + 63) // 64 * 64
+    if n_classes > SPLIT_CLASSES or 2 * tile_bytes > ROW_SCRATCH_BYTES:
+        return Walk("split", 1, 0, LINE_ROOM + areas * VECTOR_BYTES * (PART_VECTORS + 1), 0)
     return Walk("row", tile_rows, tile_bytes, 2 * tile_bytes, LINE_ROOM)
 
 
