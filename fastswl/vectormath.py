@@ -387,14 +387,16 @@ def tanh_in_two(x, divisor):
     inverse = 1.0 / divisor
     inverse_low = fma(-inverse, divisor, 1.0) * inverse
     size = absolute(x)
-    size = select(size > 350.0 * divisor, 350.0 * divisor, size)
+    size = select(size > 380.0 * divisor, 380.0 * divisor, size)
     u = size * inverse
     u_low = fma(size, inverse, -u) + size * inverse_low
     n = nearest_power(FLOAT64, u + u)
     near = fma(n, -_LN2_FMA_64[0], u + u)
     r = fma(n, -_LN2_FMA_64[1], near)
     r_low = fma(n, -_LN2_FMA_64[1], near - r) + (u_low + u_low)
-    power = exp2_whole(FLOAT64, n)
+    # powers above 2**1000 are the slope's alone, down to its underflow
+    bounded = select(n > 1000.0, splat_like(n, 1000.0), n)
+    power = exp2_whole(FLOAT64, bounded)
     # expm1(r) = r + r**2/2 + r**3 tail
     square = r * r
     sum_of_two, rest = two_sum(r, 0.5 * square)
@@ -408,7 +410,7 @@ def tanh_in_two(x, divisor):
     tanh = excess * inverse
     tanh_low = (fma(-tanh, below, excess) + (excess_low - tanh * below_low)) * inverse
     inverse = fma(-below_low * inverse, inverse, inverse)
-    slope = (4.0 * (excess + excess_low + 1.0)) * inverse * inverse
+    slope = (4.0 * (excess + excess_low + 1.0)) * inverse * inverse * exp2_whole(FLOAT64, bounded - n)
     negative = x < 0.0
     return select(negative, -tanh, tanh), select(negative, -tanh_low, tanh_low), slope
 

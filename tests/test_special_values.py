@@ -253,6 +253,19 @@ def test_class_mask_on_targets_and_on_whole_rows():
     np.testing.assert_allclose(grad, [[0, 0, 0.25], [0, 0, 0]], atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("softcap", [0.001, 6.0, 30.0])
+def test_the_slope_of_a_softcap_goes_to_zero_through_the_subnormals(dtype, softcap):
+    """Its derivative is 4 exp(-2 |x| / softcap), far beyond the softcap."""
+    far = np.linspace(0, 400, 999) * softcap
+    x = np.stack([far, -far, 0 * far], axis=1).astype(dtype)
+    targets = np.arange(999) % 3
+    result = swl.cross_entropy_value_and_grad(x, targets, softcap=softcap, reduction="sum")
+    exact = reference_cross_entropy(x, targets, softcap=softcap, reduction="sum")
+    assert_ulp(result.grad, exact.grad, 6, exact.grad_terms)
+    assert (result.grad[-1, :2] == 0).all()
+
+
 def test_softcap_tames_infinities():
     """The table speaks of c * tanh(x / c), and that is +-c for +-inf."""
     x = np.array([[INF, -INF, 0.0]])
