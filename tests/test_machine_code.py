@@ -57,6 +57,8 @@ REFERENCE = re.compile(r"(?:movabsq\s+\$|call\w*\s+|jmp\w*\s+)([A-Za-z_][\w.]*)(
 LIBRARY_CALL = re.compile(r"_?_?(?:exp|exp2|exp10|expm1|log|log2|log10|log1p|fma|pow|tanh)[fl]?(?:_finite)?")
 #: P of degree 6 by Horner, and the reduction: at least so many multiplications in an exponential
 MULTIPLICATIONS = 8
+#: blocks in a loop of exponentials at most: two vectors, each with a branch for logits in two parts
+LOOP_BLOCKS = 8
 
 
 class Block(NamedTuple):
@@ -152,7 +154,7 @@ def exp_loops(assembly: str) -> list[list[str]]:
         if not any(SHIFT_23.match(line) for line in block.lines):
             continue
         path = shortest_loop(code, label)
-        if len(path) <= 4 and path:
+        if path and len(path) <= LOOP_BLOCKS:
             lines = [line for part in path for line in code[part].lines]
             if not any("call" in line for line in lines):
                 loops.append(lines)
