@@ -306,6 +306,9 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     if plan.reduction == "sum":
         return np.float64(total)
     if divisor == 0.0:
+        if plan.empty == "zero" and plan.grad is not None:
+            # also of rows with NaN whose classes weigh nothing
+            plan.grad[...] = 0
         return np.float64(0.0 if plan.empty == "zero" else math.nan)
     return np.float64(total / divisor)
 

@@ -438,7 +438,8 @@ def spoil(call, options, indices, n_classes, rows):
             np.ones((*rows, 2)),
             np.full(rows, np.nan) if all(rows) and rows else np.ones((3, 3, 3, 3, 3)),
         ],
-        "class_mask": [np.ones(n_classes, int), np.ones(n_classes + 1, bool)],
+        # (a mask of as many classes as another axis is long would be right)
+        "class_mask": [np.ones(n_classes, int), np.ones((2,) * 9, bool)],
         "ignore_index": [1.5, 2**70],
     }
     name = call.pick(list(wrong))

@@ -298,3 +298,12 @@ def test_subnormal_logits_and_results(dtype):
     exact = reference_cross_entropy(x, [0, 1], reduction="none")
     assert_ulp(loss, exact.rows, 4)
     assert_ulp(grad, exact.grad, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 1.0}])
+def test_a_mean_of_weights_0_is_zero_beside_nan(options):
+    x = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+    x[[3, 7], 1] = np.nan
+    result = swl.cross_entropy_value_and_grad(x, np.zeros(20, int), weight=np.zeros(3), empty="zero", **options)
+    assert result.loss == 0.0
+    np.testing.assert_array_equal(result.grad, 0.0)
