@@ -63,6 +63,17 @@ _EXP_64 = (
     1.0,
     1.0,
 )
+#: of float64 vectors whose result ends in float32: 2**-34.2
+_EXP_FOR_32 = (
+    0.00019790331248708719773,
+    0.0013944657238460173368,
+    0.0083334970882554980915,
+    0.04166629498936705011,
+    0.1666666586891309569,
+    0.50000000676650386085,
+    1.0,
+    1.0,
+)
 #: Taylor coefficients of (expm1(r) - r - r**2/2) / r**3, to 2**-63
 _EXPM1_64 = tuple(1.0 / math.factorial(k) for k in range(15, 2, -1))
 _ATANH_64 = (
@@ -76,6 +87,15 @@ _ATANH_64 = (
     0.28571428547840947111,
     0.40000000000157323203,
     0.66666666666666303672,
+)
+
+#: the same for what ends in float32: 2**-33.1
+_ATANH_FOR_32 = (
+    0.24303756062088800467,
+    0.21427007285305691805,
+    0.28616934253964696684,
+    0.39998876385157490121,
+    0.6666667563103541336,
 )
 
 #: e of the row's maximum is 2**BIAS, so that a subnormal p comes out of one multiplication of normal numbers
@@ -139,6 +159,13 @@ def exp_of_sum_above(storage, x, x_low, magic, lowest):
 
 
 @inlined
+def exp_above_for_float32(x, magic, lowest):
+    """`exp_above` of float64 vectors, to 2**-34."""
+    r, power_of_two = reduce_above(FLOAT64, x, magic, lowest)
+    return polynomial(r, _EXP_FOR_32) * power_of_two
+
+
+@inlined
 def reduce_above(storage, x, magic, lowest):
     """The reduced argument, and the power of two that belongs to it."""
     x = select(x < lowest, lowest, x)
@@ -193,10 +220,11 @@ def exp_in_two(x, x_low, magic, lowest):
 
 
 @inlined
-def log_of_quotient(s):
-    """2 atanh(s) of float64 vectors: log(a / b) for s = (a - b) / (a + b), a / b from 0.7 to 2."""
+def log_of_quotient(storage, s):
+    """2 atanh(s) of float64 vectors, for results of the arithmetic type of `storage`: log(a / b) for s = (a - b) / (a + b), a / b
+    from 0.7 to 2."""
     z = s * s
-    return fma(s * z, polynomial(z, _ATANH_64), s + s)
+    return fma(s * z, polynomial(z, by_type(storage, _ATANH_FOR_32, _ATANH_64)), s + s)
 
 
 @inlined
@@ -216,7 +244,7 @@ def log(a):
     huge = a > 2.0**1000
     k, fraction = split_exponent(select(huge, a * 2.0**-54, a))
     k = select(huge, k + 54.0, k)
-    small = fma(k, _LN2_FMA_64[1], log_of_quotient((fraction - 1.0) / (fraction + 1.0)))
+    small = fma(k, _LN2_FMA_64[1], log_of_quotient(FLOAT64, (fraction - 1.0) / (fraction + 1.0)))
     result = fma(k, LN2, small)
     result = select(a == 0.0, splat_like(k, -np.inf), result)
     return select(a < np.inf, result, a)

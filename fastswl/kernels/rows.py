@@ -32,7 +32,7 @@ from fastswl.vectormath import (
     LN2,
     bias,
     exact_total_of_lanes,
-    exp_above,
+    exp_above_for_float32,
     exp_in_two,
     exp_reference,
     log_of_quotient,
@@ -211,7 +211,7 @@ def finish_rows(storage, plan, table):
         total, total_low = two_sum(d, e)
         total_low = total_low + (d_low + e_low)
     else:
-        e = exp_above(FLOAT64, apart, magic, lowest) * (unit * 2.0**-BIAS_64)
+        e = exp_above_for_float32(apart, magic, lowest) * (unit * 2.0**-BIAS_64)
         e_low = total_low = wide_zero(storage)
         total = d + e
     store_wide(storage, table + APART_EXP, e)
@@ -221,7 +221,7 @@ def finish_rows(storage, plan, table):
     difference = select(near, d, fraction - 1.0)
     sum_of_both = select(near, total + e, fraction + 1.0)
     quotient = difference / sum_of_both
-    core = log_of_quotient(quotient)
+    core = log_of_quotient(storage, quotient)
     if in_float64(storage):
         # what division and rounding left behind (6.9 ulp without, 2.9 with)
         behind = two_sum(total, e)[1] + (total_low + e_low)
