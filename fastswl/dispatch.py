@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from fastswl.arguments import LossPlan, empty_error, index_error
 from fastswl.kernels.entry import small_loss, small_softmax
-from fastswl.kernels.part import PART_BYTES, PART_VECTORS
 from fastswl.kernels.plan import (
     CHANGING,
     CHANGING_LAYOUT,
@@ -29,6 +28,7 @@ from fastswl.kernels.plan import (
     SOFTMAX,
     Plan,
 )
+from fastswl.kernels.record import PART_BYTES, PART_VECTORS
 from fastswl.kernels.rows import AGAIN, TABLE_BYTES
 from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS
 from fastswl.kernels.split import DESCRIBE, FINISH, MERGE, SUM_UP
@@ -293,7 +293,7 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
             upstream = 0.0 if plan.empty == "zero" else math.nan
         else:
             upstream = upstream / divisor
-    others["row_factor"] = upstream
+    others["row_factor"] = upstream * plan.logit_scale
     partials: list[Array] | None = None if plan.reduction == "none" else []
     for offsets in route.pieces:
         _walk_over(route, storages, arrays.changing(offsets, **others), plan.n_threads, partials)

@@ -9,8 +9,8 @@ import itertools
 from typing import Any, NamedTuple
 
 from fastswl.kernels.lines import LINE_ROOM
-from fastswl.kernels.part import PART_BYTES, PART_VECTORS
 from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, Plan
+from fastswl.kernels.record import PART_BYTES, PART_VECTORS
 from fastswl.kernels.rows import TABLE_BYTES
 from fastswl.kernels.stream import LINE_BYTES
 from fastswl.simd import STORAGES, VECTOR_BYTES

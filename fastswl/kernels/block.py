@@ -10,8 +10,9 @@ from fastswl.compilation import inlined, routine
 from fastswl.simd import (
     VECTOR_BYTES,
     absolute,
-    by_type,
     fma,
+    lane_numbers,
+    lanes,
     load,
     narrow,
     prefetch,
@@ -22,7 +23,7 @@ from fastswl.simd import (
     wide_zero,
     widen,
 )
-from fastswl.vectormath import accumulate, exp_above, exp_of_sum_above, tanh_and_slope, tanh_in_two
+from fastswl.vectormath import accumulate, exp_above, exp_of_sum_above, softcapped, split_float, times_in_two
 
 #: bytes past what is read next, which come from main memory into the second-level cache meanwhile (loss alone, 1,000 classes:
 #: 0.84 to 0.76 of a copy; twice or half of it: 0.76 to 0.78)
@@ -113,29 +114,23 @@ def subtract(storage, source, n, shift):
 
 @routine
 def cap_and_scale(storage, source, low_parts, slopes, n, softcap, scale):
-    """The change of variable z = scale * softcap * tanh(x / softcap), as z + z_low, and its derivative, in place."""
+    """The change of variable z = scale * softcap * tanh(x / softcap), as z + z_low, in place, and its derivative but for the
+    scale; the largest z of each lane (NaN dropped)."""
+    like = load(storage, source)
+    top = splat_like(like, -np.inf)
+    factor, factor_low = split_float(storage, splat_like(widen(like), scale))
     for i in range(n):
         x = load(storage, source + VECTOR_BYTES * i)
-        wide = widen(x)
-        slope = splat_like(wide, scale)
-        factor, factor_low, wide_low = slope, wide * 0.0, wide * 0.0
+        z, z_low, slope = x, x * 0.0, splat_like(x, 1.0)
         if softcap != 0.0:
-            if by_type(storage, 0, 1) == 1:
-                wide, wide_low, slope = tanh_in_two(wide, softcap)
-            else:
-                wide, slope = tanh_and_slope(wide * (1.0 / softcap))
-            cap = splat_like(wide, softcap)
-            factor, factor_low = cap * scale, fma(cap, splat_like(wide, scale), -(cap * scale))
-            slope = slope * scale
-        z = wide * factor
-        rest = fma(wide, factor, -z) + (wide * factor_low + wide_low * factor)
-        high = narrow(storage, z)
-        # an infinite z has no rest
-        low = narrow(storage, (z - widen(high)) + rest)
-        low = select(low == low, low, splat_like(low, 0.0))
+            z, z_low, slope = softcapped(storage, x, softcap)
+        high, low = times_in_two(storage, z, z_low, factor, factor_low)
+        top = larger(high, top)
         store(storage, source + VECTOR_BYTES * i, high)
-        store(storage, low_parts + VECTOR_BYTES * i, low)
-        store(storage, slopes + VECTOR_BYTES * i, narrow(storage, slope))
+        # an infinite z has no rest
+        store(storage, low_parts + VECTOR_BYTES * i, select(low == low, low, splat_like(low, 0.0)))
+        store(storage, slopes + VECTOR_BYTES * i, slope)
+    return top
 
 
 @routine
@@ -155,50 +150,71 @@ def shift_logarithms(storage, source, n, reference, log_sum):
 
 
 @routine
-def mass_and_distance(storage, logits, low_parts, mass, n, reference, reference_low):
-    """Sums over a block of q and of q (m - x), float64: what a loss with target mass everywhere is made of.
+def mass_in_pairs(storage, logits, mass, moves, ahead, n_pairs, reference, total, total_low, distance, distance_low):
+    """Add up over pairs of vectors q and q (m - x): what a loss with target mass everywhere is made of.
+
+    A difference, a product and a sum are rounded, of terms that have one sign (1.5 ulp); pairs are added up in float64. Where
+    the sums are not finite, `mass_and_distance` has to look again. `moves` is 0 where the mass is one vector for all classes. The
+    targets that are read later are asked for from `ahead` on.
+    """
+    for pair in range(n_pairs):
+        offset = 2 * VECTOR_BYTES * pair
+        place = mass + moves * offset
+        first, second = load(storage, place), load(storage, place + moves * VECTOR_BYTES)
+        prefetch_second_level(ahead + moves * offset)
+        prefetch_second_level(ahead + moves * (offset + VECTOR_BYTES))
+        gap = reference - load(storage, logits + offset)
+        next_gap = reference - load(storage, logits + offset + VECTOR_BYTES)
+        total, total_low = accumulate(storage, total, total_low, first + second)
+        distance, distance_low = accumulate(storage, distance, distance_low, fma(second, next_gap, first * gap))
+    return total, total_low, distance, distance_low
+
+
+@routine
+def mass_and_distance(
+    storage,
+    logits,
+    low_parts,
+    mass,
+    moves,
+    struck,
+    first,
+    n,
+    n_numbers,
+    reference,
+    reference_low,
+    total,
+    total_low,
+    distance,
+    distance_low,
+):
+    """The same of the vectors from `first` to `n`, all in float64, whatever the numbers are; of those past `n_numbers` nothing.
 
     A class of no mass adds nothing, whatever its logit. A logit of -inf that has mass makes the loss inf, and its
-    gradient is 0: its mass is struck out of the block for what follows.
+    gradient is 0: the mass that is left is put at `struck`, where that is not 0.
     """
-    total = wide_zero(storage)
-    total_low = wide_zero(storage)
-    distance = wide_zero(storage)
-    distance_low = wide_zero(storage)
-    for i in range(n):
+    zero = wide_zero(storage)
+    for i in range(first, n):
         x = load(storage, logits + VECTOR_BYTES * i)
-        q_place = mass + VECTOR_BYTES * i
-        stored = load(storage, q_place)
+        stored = load(storage, mass + moves * VECTOR_BYTES * i)
         q = widen(stored)
+        if lanes(storage) * (i + 1) > n_numbers:
+            q = select(lane_numbers(storage) < float(n_numbers - lanes(storage) * i), q, zero)
         gap = reference - widen(x)
         if low_parts != 0:
             gap = gap + (reference_low - widen(load(storage, low_parts + VECTOR_BYTES * i)))
-        total, total_low = add_wide(storage, total, total_low, q)
-        distance, distance_low = add_wide(
-            storage, distance, distance_low, select(q == 0.0, splat_like(q, 0.0), q * gap)
-        )
-        store(storage, q_place, select(x == -np.inf, splat_like(x, 0.0), stored))
-    return settled(total, total_low), settled(distance, distance_low)
+        total, total_low = accumulate(storage, total, total_low, q)
+        distance, distance_low = accumulate(storage, distance, distance_low, select(q == 0.0, zero, q * gap))
+        if struck != 0:
+            nothing = splat_like(x, 0.0)
+            store(storage, struck + VECTOR_BYTES * i, select(x == -np.inf, nothing, narrow(storage, q)))
+    return total, total_low, distance, distance_low
 
 
 @inlined
 def settled(high, low):
     """The two parts of a compensated sum in one; an infinite sum leaves NaN as its rest."""
     return select(absolute(high) < np.inf, high + low, high)
-
-
-@inlined
-def add_wide(storage, high, low, term):
-    return accumulate(storage, high, low, term)
-
-
-@routine
-def subtract_mass(storage, values, mass, n, factor):
-    """values - factor * q, in place."""
-    for i in range(n):
-        place = values + VECTOR_BYTES * i
-        q = load(storage, mass + VECTOR_BYTES * i)
-        store(storage, place, fma(-factor, q, load(storage, place)))
 
 
 @routine

@@ -96,7 +96,9 @@ def store_part(storage, source, target, class_stride, n):
 
 
 class Results(NamedTuple):
-    """Results of a part of a row on their way out: e * (factor + factor_low) of what lies in scratch memory, or e as it is.
+    """Results of a part of a row on their way out: what lies in scratch memory, or, if `scaled`, e * (factor + factor_low) of it; if
+    `general`, (e * (factor + factor_low) - taken * q) * slope. q and the slope lie at `mass` and `slopes`, one for each class,
+    or a vector for all where `mass_moves` or `slopes_move` is 0.
 
     Where `line` is not 0 they go past the caches, in whole vectors at multiples of their size: a line written in pieces costs
     several whole ones. A vector that begins in one part and ends in the next is put together at `line`, in scratch memory with a
@@ -110,10 +112,26 @@ class Results(NamedTuple):
     scaled: bool
     factor: Any
     factor_low: Any
+    general: bool
+    taken: Any
+    mass: int
+    mass_moves: int
+    slopes: int
+    slopes_move: int
     line: int
     begin: int
     end: int
     ahead: int  # what is read after they are written
+
+
+@inlined
+def as_it_is(results):
+    """The same, of what has its value already."""
+    return Results(
+        results.source, results.target, results.n, False, results.factor, results.factor_low, False, results.taken,
+        results.mass, results.mass_moves, results.slopes, results.slopes_move, results.line, results.begin, results.end,
+        results.ahead,
+    )  # fmt: skip
 
 
 @routine
@@ -139,7 +157,7 @@ def write_head(storage, results):
     if target - before < results.begin:
         write_numbers(storage, results, word(0), first)
         return first
-    store(storage, line + before, scale_result(load(arithmetic, results.source), results))
+    store(storage, line + before, result_at(arithmetic, results, word(0)))
     if before + stored * n >= unit:
         store_streaming(storage, target - before, load(storage, line))
     elif target + stored * n == results.end:
@@ -154,11 +172,10 @@ def write_vectors(storage, results, first, n):
     """`n` vectors from the number `first` on; meanwhile the lines that are read after that are asked for."""
     arithmetic = arithmetic_of(storage)
     unit = lanes(storage) * itemsize(storage)
-    source = results.source + itemsize(arithmetic) * first
     target = results.target + itemsize(storage) * first
     ahead = results.ahead + itemsize(storage) * first
     for i in range(n):
-        e = scale_result(load(arithmetic, source + VECTOR_BYTES * i), results)
+        e = result_at(arithmetic, results, first + lanes(storage) * i)
         prefetch_second_level(ahead + unit * i)
         if results.line != 0:
             store_streaming(storage, target + unit * i, e)
@@ -174,13 +191,12 @@ def write_tail(storage, results, first):
         return
     arithmetic = arithmetic_of(storage)
     stored, width = itemsize(storage), lanes(storage)
-    # the last vector of the part, of which some may have been written
-    source = results.source + itemsize(arithmetic) * (n - width)
     end = results.target + stored * n
+    # the last vector of the part, of which some may have been written
     if line == 0 and n >= width:
-        store(storage, end - stored * width, scale_result(load(arithmetic, source), results))
+        store(storage, end - stored * width, result_at(arithmetic, results, n - width))
     elif line != 0 and end < results.end:
-        store(storage, line + stored * (n - first) - stored * width, scale_result(load(arithmetic, source), results))
+        store(storage, line + stored * (n - first) - stored * width, result_at(arithmetic, results, n - width))
     else:
         write_numbers(storage, results, first, n)
 
@@ -189,13 +205,46 @@ def write_tail(storage, results, first):
 def write_numbers(storage, results, first, end):
     """Some numbers, one by one."""
     arithmetic = arithmetic_of(storage)
+    size = itemsize(arithmetic)
     for c in range(first, end):
-        e = splat_like(results.factor, load_one(arithmetic, results.source + itemsize(arithmetic) * c))
-        store_one(storage, results.target + itemsize(storage) * c, lane(scale_result(e, results), 0))
+        e = splat_like(results.factor, load_one(arithmetic, results.source + size * c))
+        q = splat_like(e, load_one(arithmetic, results.mass + results.mass_moves * size * c)) if results.general else e
+        slope = (
+            splat_like(e, load_one(arithmetic, results.slopes + results.slopes_move * size * c))
+            if results.general
+            else e
+        )
+        store_one(storage, results.target + itemsize(storage) * c, lane(finished(results, e, q, slope), 0))
 
 
 @inlined
-def scale_result(e, results):
+def result_at(storage, results, c):
+    """The vector of results from class `c` of the part on."""
+    offset = itemsize(storage) * c
+    e = load(storage, results.source + offset)
+    q, slope = e, e
+    if results.general:
+        q = load(storage, results.mass + results.mass_moves * offset)
+        slope = load(storage, results.slopes + results.slopes_move * offset)
+    return finished(results, e, q, slope)
+
+
+@inlined
+def finished(results, e, q, slope):
     if results.scaled:
-        return fma(e, results.factor, e * results.factor_low)
+        e = fma(e, results.factor, e * results.factor_low)
+        if results.general:
+            e = fma(-results.taken, q, e) * slope
     return e
+
+
+@routine
+def finish_in_place(storage, results):
+    """The results in place of what they are made of, in scratch memory."""
+    size, width, n = itemsize(storage), lanes(storage), results.n
+    # the last vector overlaps the one before, which will have been changed
+    last = max(n - width, 0)
+    tail = result_at(storage, results, last)
+    for i in range(n // width):
+        store(storage, results.source + VECTOR_BYTES * i, result_at(storage, results, width * i))
+    store(storage, results.source + size * last, tail)

@@ -11,13 +11,10 @@ from fastswl.kernels.block import (
     block_maximum,
     cap_and_scale,
     exp_and_sum,
-    mass_and_distance,
-    multiply,
     nan_where_any,
     scale_block,
     shift_logarithms,
     subtract,
-    subtract_mass,
 )
 from fastswl.kernels.plan import (
     INDEX_TARGETS,
@@ -25,6 +22,7 @@ from fastswl.kernels.plan import (
     LOGSUMEXP,
     LOSS,
     SOFTMAX,
+    capped,
     changed,
     load_plan,
     spread_evenly,
@@ -40,6 +38,9 @@ from fastswl.kernels.rows import (
     INVERSE,
     INVERSE_LOW,
     LOG_SUM,
+    MASS_AT,
+    MASS_MOVES,
+    ONES,
     POWER,
     REFERENCE,
     REFERENCE_LOW,
@@ -49,55 +50,42 @@ from fastswl.kernels.rows import (
     SCALE,
     SCALE_LOW,
     SPREAD_AT_TARGET,
-    SPREAD_DISTANCE,
-    SPREAD_MASS,
     SPREAD_SCALE,
     TABLE_BYTES,
     TARGET_GRADIENT,
     TOP,
     describe_rows,
     finish_rows,
+    smoothing_unit,
     start_block,
     store_partial,
     store_row_values,
 )
-from fastswl.kernels.spread import (
-    clear_where_infinite,
-    even_distance_of_tile,
-    fill_masked_of_tile,
-    smooth_tile,
-    spread_mass,
-    spread_unit,
-    subtract_even_from_tile,
-    vectors_serve,
-)
+from fastswl.kernels.spread import fill_masked_of_tile, spread_of_tile
 from fastswl.kernels.stream import LINE_BYTES, flush
+from fastswl.kernels.tiles import load_tile, load_together, store_tile, store_together
 from fastswl.simd import (
     VECTOR_BYTES,
     absolute,
     any_lane,
     arithmetic_of,
     by_type,
-    columns_in_group,
     fma,
-    interleave,
     itemsize,
     lanes,
     load,
     load_double,
+    load_int64,
     load_one,
     load_wide,
     narrow,
     result_of,
     select,
-    separate,
     splat_like,
     store,
     store_double,
     store_one,
     store_wide,
-    transpose_in,
-    transpose_out,
     wide_zero,
     widen,
     word,
@@ -111,84 +99,6 @@ SEPARATE_CLASSES = 16
 
 
 @routine
-def load_tile(storage, tile, source, row_stride, class_stride, n_classes, count):
-    """Bring `count` rows of all classes into the tile, in the arithmetic type; lanes without a row are 0."""
-    arithmetic = arithmetic_of(storage)
-    group = columns_in_group(storage)
-    full = count == lanes(storage)
-    if full and row_stride == itemsize(storage):
-        for c in range(n_classes):
-            store(arithmetic, tile + VECTOR_BYTES * c, load(storage, source + class_stride * c))
-    elif full and class_stride == itemsize(storage) and n_classes >= group:
-        for first in range(0, n_classes, group):
-            # the last group overlaps the one before
-            c = min(first, n_classes - group)
-            transpose_in(storage, source + class_stride * c, row_stride, tile + VECTOR_BYTES * c)
-    elif full and class_stride == itemsize(storage) and row_stride == class_stride * n_classes and n_classes > 1:
-        if n_classes == 2:
-            separate(storage, source, tile, 2)
-        else:
-            separate(storage, source, tile, 3)
-    else:
-        size = itemsize(arithmetic)
-        for c in range(n_classes):
-            store(arithmetic, tile + VECTOR_BYTES * c, narrow(arithmetic, wide_zero(arithmetic)))
-            for row in range(count):
-                value = load_one(storage, source + class_stride * c + row_stride * row)
-                store_one(arithmetic, tile + VECTOR_BYTES * c + size * row, value)
-
-
-@routine
-def store_tile(storage, tile, target, row_stride, class_stride, n_classes, count):
-    """The reverse of `load_tile`."""
-    arithmetic = arithmetic_of(storage)
-    group = columns_in_group(storage)
-    full = count == lanes(storage)
-    if full and row_stride == itemsize(storage):
-        for c in range(n_classes):
-            store(storage, target + class_stride * c, load(arithmetic, tile + VECTOR_BYTES * c))
-    elif full and class_stride == itemsize(storage) and n_classes >= group:
-        for first in range(0, n_classes, group):
-            c = min(first, n_classes - group)
-            transpose_out(storage, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride)
-    elif full and class_stride == itemsize(storage) and row_stride == class_stride * n_classes and n_classes > 1:
-        if n_classes == 2:
-            interleave(storage, tile, target, 2)
-        else:
-            interleave(storage, tile, target, 3)
-    else:
-        size = itemsize(arithmetic)
-        for c in range(n_classes):
-            for row in range(count):
-                value = load_one(arithmetic, tile + VECTOR_BYTES * c + size * row)
-                store_one(storage, target + class_stride * c + row_stride * row, value)
-
-
-@routine
-def load_together(storage, plan, table, tiles, source):
-    """`load_tile` of whole tiles of rows that lie side by side, all that is near of one class before the next: classes that lie a
-    power of two apart share a few sets of a cache, which would lose the neighbours of a line before they are used (8 x 21 x
-    256 x 256: 7.6 to 6.6 ms)."""
-    arithmetic = arithmetic_of(storage)
-    for c in range(plan.n_classes):
-        place = source + plan.logits_class * c
-        for k in range(tiles):
-            tile = table + plan.tile_bytes * k + TABLE_BYTES
-            store(arithmetic, tile + VECTOR_BYTES * c, load(storage, place + itemsize(storage) * lanes(storage) * k))
-
-
-@routine
-def store_together(storage, plan, table, tiles, target):
-    """The reverse of `load_together`; `storage` is that of the results."""
-    arithmetic = arithmetic_of(storage)
-    for c in range(plan.n_classes):
-        place = target + plan.out_class * c
-        for k in range(tiles):
-            e = load(arithmetic, table + plan.tile_bytes * k + TABLE_BYTES + VECTOR_BYTES * c)
-            store(storage, place + itemsize(storage) * lanes(storage) * k, e)
-
-
-@routine
 def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, together):
     """From the logits of a tile to its exponentials and their sums; `table` and the tile's areas lie end to end.
 
@@ -196,7 +106,6 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
     softmax where it is wanted beside the gradient. With `together` the logits are in the tile.
     """
     arithmetic = arithmetic_of(storage)
-    size = itemsize(arithmetic)
     n_classes = plan.n_classes
     tile = table + TABLE_BYTES
     area = VECTOR_BYTES * n_classes
@@ -207,11 +116,7 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
     if not together:
         load_tile(storage, tile, source, plan.logits_inner, plan.logits_class, n_classes, count)
     if active < count:
-        # an ignored row is as if it were 0
-        for row in range(count):
-            if load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
-                for c in range(n_classes):
-                    store_one(arithmetic, tile + VECTOR_BYTES * c + size * row, 0.0)
+        clear_ignored(arithmetic, table, tile, n_classes)
     low_parts = 0
     if changed(plan):
         low_parts = low_area
@@ -235,17 +140,8 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
 
     if plan.operation != SOFTMAX and plan.kind != INDEX_TARGETS:
         find_largest(arithmetic, table, tile, low_parts, n_classes)
-    if spread_evenly(plan):
-        unit = plan.label_smoothing / n_classes
-        even = even_distance_of_tile(arithmetic, plan, tile, low_parts, widen(m))
-        store_wide(arithmetic, table + SPREAD_DISTANCE, even * unit)
-        store_wide(arithmetic, table + SPREAD_MASS, splat_like(even, unit * plan.weight_total))
-    elif spread_wanted(plan):
-        make_mass_of_tile(arithmetic, target_storage, plan, mass, outer, inner, count)
-        m_low = load_wide(arithmetic, table + REFERENCE_LOW)
-        q_sum, distance = mass_and_distance(arithmetic, tile, low_parts, mass, n_classes, widen(m), m_low)
-        store_wide(arithmetic, table + SPREAD_MASS, q_sum)
-        store_wide(arithmetic, table + SPREAD_DISTANCE, distance)
+    if spread_wanted(plan):
+        spread_of_tile(arithmetic, target_storage, plan, table, tile, low_parts, mass, m, outer, inner, count)
 
     if plan.operation != SOFTMAX:
         leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
@@ -275,23 +171,6 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
 
 
 @routine
-def make_mass_of_tile(storage, target_storage, plan, mass, outer, inner, count):
-    """The target mass of every class of every row."""
-    place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
-    if vectors_serve(storage, target_storage, plan):
-        load_tile(target_storage, mass, place, plan.targets_inner, plan.targets_class, plan.n_classes, count)
-        smooth_tile(storage, plan, mass)
-        return
-    for row in range(count):
-        unit = spread_unit(plan, outer, inner + row)
-        row_mass = mass + itemsize(storage) * row
-        spread_mass(
-            storage, target_storage, plan, row_mass, word(VECTOR_BYTES), outer, inner + row, word(0),
-            plan.n_classes, unit,
-        )  # fmt: skip
-
-
-@routine
 def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last, together):
     """From the exponentials and the factors of each row to the results, by way of `buffer` where it is not 0; with `together`
     they stay in the tile."""
@@ -299,7 +178,7 @@ def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last, 
     n_classes = plan.n_classes
     tile = table + TABLE_BYTES
     area = VECTOR_BYTES * n_classes
-    mass, slopes = tile + area, tile + 3 * area
+    slopes = tile + 3 * area
     out = plan.out + outer * plan.out_outer + inner * plan.out_inner
     softmax_out = plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner
     results = result_of(storage)
@@ -328,24 +207,14 @@ def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last, 
                 count,
             )
         scale, scale_low = two_parts(arithmetic, table, SCALE, SCALE_LOW)
-        if n_classes <= COMPARED_CLASSES and not spread_wanted(plan):
+        if spread_wanted(plan) or capped(plan):
+            gradient_of_tile(arithmetic, plan, table, tile, slopes, scale, scale_low, n_classes, count)
+        elif n_classes <= COMPARED_CLASSES:
             index, at_target = two_parts(arithmetic, table, CLASS, TARGET_GRADIENT)
             scale_and_place(arithmetic, tile, n_classes, scale, scale_low, index, at_target)
         else:
             scale_block(arithmetic, tile, tile, n_classes, scale, scale_low)
-        factor = narrow(arithmetic, load_wide(arithmetic, table + SPREAD_SCALE))
-        if spread_evenly(plan):
-            beta = load_wide(arithmetic, table + SPREAD_SCALE) * (plan.label_smoothing / n_classes)
-            subtract_even_from_tile(arithmetic, plan, tile, narrow(arithmetic, beta))
-            distance = load_wide(arithmetic, table + SPREAD_DISTANCE)
-            if any_lane(distance == np.inf):
-                clear_infinite_of_tile(storage, plan, table, tile, outer, inner, count)
-        elif spread_wanted(plan):
-            subtract_mass(arithmetic, tile, mass, n_classes, factor)
-        if plan.kind == INDEX_TARGETS and (n_classes > COMPARED_CLASSES or spread_wanted(plan)):
             put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
-        if changed(plan):
-            multiply(arithmetic, tile, slopes, n_classes)
         if plan.mask != 0:
             fill_masked_of_tile(arithmetic, plan, tile, 0.0, outer, inner, count)
     if together:
@@ -358,15 +227,12 @@ def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last, 
 
 
 @routine
-def clear_infinite_of_tile(storage, plan, table, tile, outer, inner, count):
-    """`clear_where_infinite` of the rows of a tile that have mass at -inf."""
-    size = itemsize(arithmetic_of(storage))
-    for row in range(count):
-        if load_double(table + SPREAD_DISTANCE + 8 * row) == np.inf:
-            place = plan.logits + outer * plan.logits_outer + (inner + row) * plan.logits_inner
-            clear_where_infinite(
-                storage, tile + size * row, word(VECTOR_BYTES), place, plan.logits_class, plan.n_classes
-            )
+def clear_ignored(storage, table, tile, n_classes):
+    """An ignored row is as if it were 0."""
+    ignored = narrow(storage, load_wide(storage, table + ROW_WEIGHT)) == 0.0
+    for c in range(n_classes):
+        x = load(storage, tile + VECTOR_BYTES * c)
+        store(storage, tile + VECTOR_BYTES * c, select(ignored, splat_like(x, 0.0), x))
 
 
 @routine
@@ -374,17 +240,24 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
     """Take one class of each row out of its sum: the target, or the largest where there is no target."""
     size = itemsize(storage)
     n_classes = plan.n_classes
-    if n_classes <= COMPARED_CLASSES and low_parts == 0 and plan.label_smoothing == 0.0:
+    own_mass_is_known = plan.kind != INDEX_TARGETS or not spread_wanted(plan) or spread_evenly(plan)
+    if n_classes <= COMPARED_CLASSES and own_mass_is_known:
         index = narrow(storage, load_wide(storage, table + CLASS))
         minus_infinity = splat_like(index, -np.inf)
-        apart = minus_infinity
+        apart, low = minus_infinity, splat_like(index, 0.0)
         for c in range(n_classes):
             place = tile + VECTOR_BYTES * c
             x = load(storage, place)
             here = index == c
             apart = select(here, x, apart)
             store(storage, place, select(here, minus_infinity, x))
-        store_wide(storage, table + APART, widen(apart))
+            if low_parts != 0:
+                low = select(here, load(storage, low_parts + VECTOR_BYTES * c), low)
+        logit = widen(apart)
+        whole = logit + widen(low)
+        rest = select(logit == -np.inf, wide_zero(storage), (logit - whole) + widen(low))
+        store_wide(storage, table + APART, whole)
+        store_wide(storage, table + APART_LOW, rest)
         return
     for row in range(count):
         apart = -np.inf
@@ -399,12 +272,7 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
                 whole = apart + low
                 store_double(table + APART_LOW + 8 * row, (apart - whole) + low)
                 apart = whole
-            if spread_evenly(plan):
-                class_weight = 1.0
-                if plan.weight != 0:
-                    class_weight = load_double(plan.weight + 8 * chosen)
-                store_double(table + SPREAD_AT_TARGET + 8 * row, plan.label_smoothing / n_classes * class_weight)
-            elif plan.label_smoothing != 0.0:
+            if not own_mass_is_known:
                 store_double(table + SPREAD_AT_TARGET + 8 * row, load_one(storage, mass - tile + place))
         store_double(table + APART + 8 * row, apart)
 
@@ -433,6 +301,39 @@ def scale_and_place(storage, tile, n_classes, scale, scale_low, index, at_target
         place = tile + VECTOR_BYTES * c
         e = load(storage, place)
         store(storage, place, select(index == c, at_target, fma(e, scale, e * scale_low)))
+
+
+@routine
+def gradient_of_tile(storage, plan, table, tile, slopes, scale, scale_low, n_classes, count):
+    """(alpha e - beta q) dz/dx, and the gradient at the target, where that is a class."""
+    size = itemsize(storage)
+    index, at_target = two_parts(storage, table, CLASS, TARGET_GRADIENT)
+    mass, mass_moves, slopes_move = table + ONES, word(0), word(1)
+    beta = wide_zero(storage)
+    if spread_wanted(plan):
+        mass, mass_moves = load_int64(table + MASS_AT), load_int64(table + MASS_MOVES)
+        beta = load_wide(storage, table + SPREAD_SCALE)
+        if spread_evenly(plan):
+            beta = beta * smoothing_unit(plan)
+    if not capped(plan):
+        slopes, slopes_move = table + ONES, word(0)
+    compared = plan.kind == INDEX_TARGETS and n_classes <= COMPARED_CLASSES
+    if not compared:
+        index = splat_like(index, -1.0)
+    taken = narrow(storage, -beta)
+    for c in range(n_classes):
+        place = tile + VECTOR_BYTES * c
+        e = load(storage, place)
+        gradient = fma(taken, load(storage, mass + mass_moves * VECTOR_BYTES * c), fma(e, scale, e * scale_low))
+        gradient = select(index == c, at_target, gradient)
+        store(storage, place, gradient * load(storage, slopes + slopes_move * VECTOR_BYTES * c))
+    if plan.kind == INDEX_TARGETS and not compared:
+        for row in range(count):
+            chosen = int(load_double(table + CLASS + 8 * row))
+            if chosen >= 0:
+                offset = VECTOR_BYTES * chosen + size * row
+                slope = load_one(storage, slopes + slopes_move * offset)
+                store_one(storage, tile + offset, load_double(table + TARGET_GRADIENT + 8 * row) * np.float64(slope))
 
 
 @routine

@@ -12,31 +12,57 @@ from fastswl.kernels.block import (
     cap_and_scale,
     exp_and_sum,
     fill_block,
-    mass_and_distance,
-    multiply,
     nan_where_any,
     scale_block,
     shift_logarithms,
     subtract,
-    subtract_mass,
 )
-from fastswl.kernels.lines import Results, load_part, part_maximum, store_part, vectors_of, write_vectors
-from fastswl.kernels.plan import INDEX_TARGETS, LOG_SOFTMAX, LOSS, SOFTMAX, changed, spread_evenly, spread_wanted
+from fastswl.kernels.lines import (
+    Results,
+    as_it_is,
+    finish_in_place,
+    load_part,
+    part_maximum,
+    store_part,
+    vectors_of,
+    write_vectors,
+)
+from fastswl.kernels.merge import two_to
+from fastswl.kernels.plan import (
+    INDEX_TARGETS,
+    LOG_SOFTMAX,
+    LOSS,
+    SOFTMAX,
+    capped,
+    changed,
+    spread_evenly,
+    spread_wanted,
+)
+from fastswl.kernels.record import (
+    PART_APART,
+    PART_APART_EXP,
+    PART_APART_LOW,
+    PART_CLASS,
+    PART_MASS_AT,
+    PART_MASS_MOVES,
+    PART_POWER,
+    PART_REFERENCE_LOW,
+    PART_REST,
+    PART_REST_LOW,
+    PART_TOP,
+    RECORD_STEP,
+)
 from fastswl.kernels.rows import (
-    AGAIN,
     APART,
-    APART_EXP,
-    APART_LOW,
     CLASS,
     FAR_32,
     FAR_64,
     INVERSE,
     INVERSE_LOW,
-    LINE,
     LOG_SUM,
+    ONES,
     POWER,
     REFERENCE,
-    REFERENCE_LOW,
     REST,
     REST_LOW,
     ROW_WEIGHT,
@@ -44,25 +70,13 @@ from fastswl.kernels.rows import (
     SCALE_LOW,
     SHIFT,
     SPREAD_AT_TARGET,
-    SPREAD_DISTANCE,
-    SPREAD_MASS,
     SPREAD_SCALE,
     TARGET_GRADIENT,
-    TOP,
+    smoothing_unit,
 )
-from fastswl.kernels.spread import (
-    clear_where_infinite,
-    even_distance_of_part,
-    fill_masked,
-    smooth_part,
-    spread_mass,
-    spread_unit,
-    subtract_even_from_part,
-    vectors_serve,
-)
+from fastswl.kernels.spread import fill_masked, spread_of_part
 from fastswl.simd import (
     VECTOR_BYTES,
-    absolute,
     any_lane,
     arithmetic_of,
     by_type,
@@ -71,77 +85,24 @@ from fastswl.simd import (
     lanes,
     load,
     load_double,
+    load_int64,
     load_one,
-    load_wide,
     narrow,
-    power_of_two,
     put_in_place,
     result_of,
     same_storage,
-    select,
     splat_like,
     stays_a_function,
     store,
     store_double,
     store_one,
-    store_wide,
     wide_zero,
-    widen,
     word,
 )
-from fastswl.vectormath import (
-    exp_of_sum_above,
-    exp_reference,
-    max_lanes,
-    nearest_power,
-    plain_total_of_lanes,
-    total_of_lanes,
-    two_sum,
-)
+from fastswl.vectormath import exp_of_sum_above, exp_reference, max_lanes, nearest_power, total_of_lanes
 
-#: vectors in a part of a row: 16 KB, half of the smallest first-level cache in use
-PART_VECTORS = 256
 #: vectors of results that are written between exponentials: a store queue of today holds 48 to 72
 INTERLEAVED = 32
-#: what is known of a part: float64 words, `step` bytes apart. A record of its own has them side by side; a row of one part has
-#: them in the row's column of its table
-RECORD_STEP, COLUMN_STEP = 8, LINE
-(
-    PART_TOP,
-    PART_POWER,
-    PART_REST,
-    PART_REST_LOW,
-    PART_APART,
-    PART_APART_LOW,
-    PART_APART_EXP,
-    PART_CLASS,
-    PART_REFERENCE_LOW,
-    PART_MASS,
-    PART_DISTANCE,
-) = (
-    line // LINE
-    for line in (
-        TOP,
-        POWER,
-        REST,
-        REST_LOW,
-        APART,
-        APART_LOW,
-        APART_EXP,
-        CLASS,
-        REFERENCE_LOW,
-        SPREAD_MASS,
-        SPREAD_DISTANCE,
-    )
-)
-PART_BYTES = 11 * RECORD_STEP
-
-
-@inlined
-def parts_of(storage, n_classes):
-    """How many parts a row has, and the classes of all but the last."""
-    part_classes = PART_VECTORS * lanes(storage)
-    return (n_classes + part_classes - 1) // part_classes, part_classes
 
 
 @routine
@@ -183,7 +144,7 @@ def row_part(
     low_parts = 0
     if changed(plan):
         low_parts = low_area
-        cap_and_scale(arithmetic, logits, low_parts, slopes, n_vectors, plan.softcap, plan.logit_scale)
+        tops = cap_and_scale(arithmetic, logits, low_parts, slopes, n_vectors, plan.softcap, plan.logit_scale)
         # what fills up the last vector stays out
         for c in range(n, n_vectors * lanes(storage)):
             store_one(arithmetic, logits + size * c, -np.inf)
@@ -192,7 +153,7 @@ def row_part(
     shift = load_double(table + SHIFT + 8 * row)
     if shift != 0.0:
         subtract(arithmetic, logits, n_vectors, narrow_splat(arithmetic, logits, shift))
-    if low_parts != 0 or plan.mask != 0 or shift != 0.0:
+    if plan.mask != 0 or shift != 0.0:
         tops = block_maximum(arithmetic, logits, n_vectors)
     top = lane(max_lanes(arithmetic, tops), 0)
     if top == np.inf:
@@ -222,18 +183,26 @@ def row_part(
     if low_parts != 0 and plan.kind != INDEX_TARGETS and chosen >= 0:
         m_low = np.float64(load_one(arithmetic, low_parts + size * chosen))
     store_double(part + step * PART_REFERENCE_LOW, m_low)
-    # distances are from the row's largest logit in the end: here from this part's reference
-    if spread_evenly(plan):
-        unit = plan.label_smoothing / plan.n_classes
-        even = even_distance_of_part(arithmetic, plan, logits, low_parts, first_class, n, widen(m))
-        store_double(part + step * PART_DISTANCE, unit * sum_one(arithmetic, even))
-    elif spread_wanted(plan):
-        make_mass(arithmetic, target_storage, plan, mass, n_vectors, outer, inner, first_class, n)
-        q_sum, distance = mass_and_distance(
-            arithmetic, logits, low_parts, mass, n_vectors, widen(m), splat_like(widen(m), m_low)
+    if spread_wanted(plan):
+        spread_of_part(
+            arithmetic,
+            target_storage,
+            plan,
+            table + ONES,
+            part,
+            step,
+            source,
+            copied,
+            logits,
+            low_parts,
+            mass,
+            m,
+            m_low,
+            outer,
+            inner,
+            first_class,
+            n,
         )
-        store_double(part + step * PART_MASS, sum_one(arithmetic, q_sum))
-        store_double(part + step * PART_DISTANCE, sum_one(arithmetic, distance))
 
     apart, apart_low, apart_exp = -np.inf, 0.0, 0.0
     # its e is put back for a softmax and for targets that are not a class; parts of a row are merged with it
@@ -258,12 +227,7 @@ def row_part(
         if e_wanted:
             apart_exp = lane(exp_of_sum_above(arithmetic, vector, low, magic, lowest), 0)
         store_one(arithmetic, logits + size * chosen, -np.inf)
-        if spread_evenly(plan):
-            class_weight = 1.0
-            if plan.weight != 0:
-                class_weight = load_double(plan.weight + 8 * (first_class + chosen))
-            store_double(table + SPREAD_AT_TARGET + 8 * row, plan.label_smoothing / plan.n_classes * class_weight)
-        elif plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0:
+        if plan.kind == INDEX_TARGETS and spread_wanted(plan) and not spread_evenly(plan):
             store_double(table + SPREAD_AT_TARGET + 8 * row, load_one(arithmetic, mass + size * chosen))
     store_double(part + step * PART_CLASS, chosen)
     store_double(part + step * PART_APART, apart)
@@ -329,37 +293,12 @@ def stays_in_place(storage, plan, n):
         and plan.mask == 0
         and plan.operation != LOG_SOFTMAX
         and not changed(plan)
-        and not spread_wanted(plan)
     )
-
-
-@routine
-def make_mass(storage, target_storage, plan, mass, n_vectors, outer, inner, first_class, n):
-    """The target mass of the classes of a part."""
-    size = itemsize(storage)
-    place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner + first_class * plan.targets_class
-    if vectors_serve(storage, target_storage, plan):
-        load_part(target_storage, mass, place, plan.targets_class, n)
-        smooth_part(storage, plan, mass, first_class, n_vectors)
-    else:
-        unit = spread_unit(plan, outer, inner)
-        spread_mass(storage, target_storage, plan, mass, size, outer, inner, first_class, n, unit)
-    for c in range(n, n_vectors * lanes(storage)):
-        store_one(storage, mass + size * c, 0.0)
 
 
 @inlined
 def narrow_splat(storage, somewhere, value):
     return splat_like(load(storage, somewhere), value)
-
-
-@inlined
-def sum_one(storage, total):
-    if any_lane(absolute(total) == np.inf):
-        # a compensated sum of infinities is NaN
-        return plain_total_of_lanes(storage, total)
-    high, low = total_of_lanes(storage, total, splat_like(total, 0.0))
-    return high + low
 
 
 @routine
@@ -375,140 +314,14 @@ def first_of_row(storage, logits, n, value):
 
 
 @inlined
-def two_to(exponent):
-    """2**exponent of a whole float64 in [-1022, 0], 0 below."""
-    if exponent < -1022.0:
-        return 0.0
-    return power_of_two(exponent)
-
-
-@routine
-def merge_parts(storage, plan, table, row, parts, n_parts):
-    """Sum up the parts of a row; whether it has to be done again with its maximum subtracted first (SHIFT says by what)."""
-    top = -np.inf
-    leader = 0
-    poisoned = False
-    for i in range(n_parts):
-        part_top = load_double(parts + PART_BYTES * i + RECORD_STEP * PART_TOP)
-        rest = load_double(parts + PART_BYTES * i + RECORD_STEP * PART_REST)
-        poisoned = poisoned or part_top != part_top or (rest != rest and part_top < np.inf)
-        if part_top > top:
-            top = part_top
-            leader = i
-    shift = load_double(table + SHIFT + 8 * row)
-    limit = by_type(storage, FAR_32, FAR_64)
-    if shift == 0.0 and abs(top) >= limit and abs(top) < np.inf:
-        store_double(table + SHIFT + 8 * row, top)
-        return True
-    m = 0.0
-    if abs(top) < np.inf:
-        m = top
-    power = load_double(parts + PART_BYTES * leader + RECORD_STEP * PART_POWER)
-    m_low = load_double(parts + PART_BYTES * leader + RECORD_STEP * PART_REFERENCE_LOW)
-    high, low = 0.0, 0.0
-    mass, mass_low, distance, distance_low = 0.0, 0.0, 0.0, 0.0
-    chosen, apart, apart_low = -1, -np.inf, 0.0
-    part_classes = PART_VECTORS * lanes(storage)
-    for i in range(n_parts):
-        part = parts + PART_BYTES * i
-        factor = two_to(load_double(part + RECORD_STEP * PART_POWER) - power)
-        high, error = two_sum(high, load_double(part + RECORD_STEP * PART_REST) * factor)
-        low += error + load_double(part + RECORD_STEP * PART_REST_LOW) * factor
-        place = int(load_double(part + RECORD_STEP * PART_CLASS))
-        if place >= 0:
-            if plan.kind == INDEX_TARGETS or i == leader:
-                chosen = place + part_classes * i
-                apart = load_double(part + RECORD_STEP * PART_APART)
-                apart_low = load_double(part + RECORD_STEP * PART_APART_LOW)
-            else:
-                high, error = two_sum(high, load_double(part + RECORD_STEP * PART_APART_EXP) * factor)
-                low += error
-        if spread_evenly(plan):
-            store_double(
-                part + RECORD_STEP * PART_MASS,
-                plan.label_smoothing / plan.n_classes * weight_of_part(plan, i, part_classes),
-            )
-        part_mass = load_double(part + RECORD_STEP * PART_MASS)
-        if spread_wanted(plan):
-            away = load_double(part + RECORD_STEP * PART_DISTANCE)
-            if part_mass != 0.0:
-                limited = min(max(load_double(part + RECORD_STEP * PART_TOP), -limit), limit)
-                away += part_mass * ((m - limited) + (m_low - load_double(part + RECORD_STEP * PART_REFERENCE_LOW)))
-            mass, error = two_sum(mass, part_mass)
-            mass_low += error
-            distance, error = two_sum(distance, away)
-            distance_low += error
-    if abs(distance) < np.inf:
-        distance += distance_low
-    mass += mass_low
-    store_double(table + TOP + 8 * row, np.nan if poisoned else top + shift)
-    store_double(table + REFERENCE + 8 * row, m)
-    store_double(table + REFERENCE_LOW + 8 * row, m_low)
-    store_double(table + POWER + 8 * row, power)
-    store_double(table + REST + 8 * row, high)
-    store_double(table + REST_LOW + 8 * row, low)
-    store_double(table + APART + 8 * row, apart)
-    store_double(table + APART_LOW + 8 * row, apart_low)
-    store_double(table + SPREAD_MASS + 8 * row, mass)
-    store_double(table + SPREAD_DISTANCE + 8 * row, distance)
-    if plan.kind != INDEX_TARGETS:
-        store_double(table + CLASS + 8 * row, chosen)
-    return False
-
-
-@routine
-def settle_rows(storage, plan, table):
-    """`merge_parts` of rows of one part, all rows of a tile at once; whether any may have to be done again."""
-    top, rest = load_wide(storage, table + TOP), load_wide(storage, table + REST)
-    finite = absolute(top) < np.inf
-    store_wide(storage, table + REFERENCE, select(finite, top, splat_like(top, 0.0)))
-    if spread_evenly(plan):
-        mass = plan.label_smoothing / plan.n_classes * plan.weight_total
-        store_wide(storage, table + SPREAD_MASS, splat_like(top, mass))
-    shift = load_wide(storage, table + SHIFT)
-    poisoned = (rest != rest) & (top < np.inf)
-    store_wide(storage, table + TOP, select(poisoned, splat_like(top, np.nan), top + shift))
-    far = (absolute(top) >= by_type(storage, FAR_32, FAR_64)) & finite & (shift == 0.0)
-    return any_lane(far)
-
-
-@routine
-def mark_far_rows(storage, plan, table, count):
-    """Say in AGAIN which rows have to be done again with their maximum subtracted, in SHIFT by what; whether there is any."""
-    found = False
-    for row in range(count):
-        m = load_double(table + REFERENCE + 8 * row)
-        far = abs(m) >= by_type(storage, FAR_32, FAR_64) and load_double(table + SHIFT + 8 * row) == 0.0
-        if plan.operation == LOSS and load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
-            # an ignored row is not read
-            far = False
-        if far:
-            store_double(table + SHIFT + 8 * row, m)
-        store_double(table + AGAIN + 8 * row, 1.0 if far else 0.0)
-        found = found or far
-    return found
-
-
-@inlined
-def weight_of_part(plan, number, part_classes):
-    """The class weights of a part added up."""
-    first = number * part_classes
-    end = min(first + part_classes, plan.n_classes)
-    if plan.weight == 0:
-        return float(end - first)
-    if end - first == plan.n_classes:
-        return plan.weight_total
-    total = 0.0
-    for c in range(first, end):
-        total += load_double(plan.weight + 8 * c)
-    return total
-
-
-@inlined
 def no_results(storage):
     """Nothing on its way out."""
     zero = narrow(storage, wide_zero(storage))
-    return Results(word(0), word(0), word(0), False, zero, zero, word(0), word(0), word(0), word(0))
+    nothing = word(0)
+    return Results(
+        nothing, nothing, nothing, False, zero, zero, False, zero, nothing, nothing, nothing, nothing,
+        nothing, nothing, nothing, nothing,
+    )  # fmt: skip
 
 
 @routine
@@ -520,10 +333,12 @@ def finish_part(
     put_in_place()
     arithmetic = arithmetic_of(storage)
     results = result_of(storage)
+    size = itemsize(arithmetic)
     logits = areas
     n_vectors = vectors_of(storage, n)
     like = load(arithmetic, logits)
     factor, factor_low = splat_like(like, 1.0), splat_like(like, 0.0)
+    below = 1.0
     scaled = False
     if plan.operation == LOSS and load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
         fill_block(arithmetic, logits, n_vectors, factor_low)
@@ -546,41 +361,53 @@ def finish_part(
                 scale_block(arithmetic, logits, probabilities, n_vectors, inverse, inverse_low)
                 place = softmax_place(plan, outer, inner, first_class)
                 store_part(results, probabilities, place, plan.softmax_class, n)
+            scaled = True
             factor = splat_like(like, load_double(table + SCALE + 8 * row) * below)
             factor_low = splat_like(like, load_double(table + SCALE_LOW + 8 * row) * below)
-            # nothing but y - t
-            scaled = not (spread_wanted(plan) or plan.z_loss != 0.0 or changed(plan) or plan.mask != 0)
-            if scaled:
-                rest_at_target(arithmetic, plan, table, row, logits, first_class, n, below)
-            else:
-                gradient_of_part(
-                    storage,
-                    plan,
-                    table,
-                    row,
-                    part,
-                    step,
-                    areas,
-                    area_bytes,
-                    outer,
-                    inner,
-                    first_class,
-                    n,
-                    factor,
-                    factor_low,
-                )
+    # alpha e is all of y - t; mass on every class and a change of variable make it (alpha e - beta q) dz/dx
+    general = plan.operation == LOSS and (spread_wanted(plan) or capped(plan))
+    beta = 0.0
+    mass, mass_moves, slopes, slopes_move = table + ONES, word(0), table + ONES, word(0)
+    if spread_wanted(plan):
+        mass, mass_moves = load_int64(part + step * PART_MASS_AT), load_int64(part + step * PART_MASS_MOVES)
+        beta = load_double(table + SPREAD_SCALE + 8 * row)
+        if spread_evenly(plan):
+            beta *= smoothing_unit(plan)
+    if capped(plan):
+        slopes, slopes_move = areas + 3 * area_bytes, word(1)
     out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
-    if plan.out_class != itemsize(results):
-        if scaled:
-            scale_block(arithmetic, logits, logits, n_vectors, factor, factor_low)
-        store_part(results, logits, out, plan.out_class, n)
-        return no_results(arithmetic)
     # what this thread reads next: the same part of the row two tiles on (the next tile is being read while these are written)
     ahead = plan.logits + outer * plan.logits_outer + (inner + 2 * plan.tile_rows) * plan.logits_inner
     ahead += first_class * plan.logits_class
     if begin == 0:
         begin, end = out, out + itemsize(results) * n
-    return Results(logits, out, n, scaled, factor, factor_low, line, begin, end, ahead)
+    done = Results(
+        logits, out, n, scaled, factor, factor_low, general, splat_like(like, beta), mass, mass_moves, slopes, slopes_move,
+        line, begin, end, ahead,
+    )  # fmt: skip
+    if plan.operation == LOSS and scaled:
+        chosen = target_in_part(plan, table, row, first_class, n)
+        placed = True
+        if chosen >= 0:
+            placed = place_target(arithmetic, plan, table, row, logits, mass, mass_moves, beta, chosen, below)
+        if plan.mask != 0 or not placed:
+            finish_in_place(arithmetic, done)
+            if chosen >= 0 and not placed:
+                slope = load_one(arithmetic, slopes + slopes_move * size * chosen)
+                store_one(
+                    arithmetic,
+                    logits + size * chosen,
+                    load_double(table + TARGET_GRADIENT + 8 * row) * np.float64(slope),
+                )
+            if plan.mask != 0:
+                fill_masked(arithmetic, plan, logits, 0.0, size, outer, inner, first_class, n)
+            scaled = False
+    if plan.out_class != itemsize(results):
+        if scaled:
+            finish_in_place(arithmetic, done)
+        store_part(results, logits, out, plan.out_class, n)
+        return no_results(arithmetic)
+    return done if scaled else as_it_is(done)
 
 
 @inlined
@@ -618,44 +445,23 @@ def target_in_part(plan, table, row, first_class, n):
 
 
 @inlined
-def rest_at_target(storage, plan, table, row, exponentials, first_class, n, below):
-    """The gradient at the target is -d / S: the sum of the others in place of e, before the results are scaled (a number
-    put among streamed ones costs 3 times all)."""
-    chosen = target_in_part(plan, table, row, first_class, n)
-    if chosen >= 0:
+def place_target(storage, plan, table, row, exponentials, mass, mass_moves, beta, chosen, below):
+    """Put a number in place of the target's e that gives the gradient there when the results are computed (a number put among
+    streamed ones costs 3 times all); whether there is one.
+
+    Of plain y - t it is the sum of the others: the gradient is -d / S.
+    """
+    size = itemsize(storage)
+    if spread_wanted(plan) or plan.z_loss != 0.0:
+        q = np.float64(load_one(storage, mass + mass_moves * size * chosen))
+        scale = load_double(table + SCALE + 8 * row) + load_double(table + SCALE_LOW + 8 * row)
+        value = (load_double(table + TARGET_GRADIENT + 8 * row) + beta * q) / (scale * below)
+        if not abs(value) < 1e30:
+            return False
+    else:
         rest = load_double(table + REST + 8 * row) + load_double(table + REST_LOW + 8 * row)
         if load_double(table + APART + 8 * row) == -np.inf and rest == rest:
             rest = 0.0
-        store_one(storage, exponentials + itemsize(storage) * chosen, -rest / below)
-
-
-@routine
-def gradient_of_part(
-    storage, plan, table, row, part, step, areas, area_bytes, outer, inner, first_class, n, factor, factor_low
-):
-    """alpha e - beta q, and what the target, a change of variable and a mask do to it, in place of the exponentials."""
-    arithmetic = arithmetic_of(storage)
-    size = itemsize(arithmetic)
-    logits, mass, slopes = areas, areas + area_bytes, areas + 3 * area_bytes
-    n_vectors = vectors_of(storage, n)
-    scale_block(arithmetic, logits, logits, n_vectors, factor, factor_low)
-    if spread_evenly(plan):
-        beta = load_double(table + SPREAD_SCALE + 8 * row) * (plan.label_smoothing / plan.n_classes)
-        subtract_even_from_part(arithmetic, plan, logits, first_class, n_vectors, splat_like(factor, beta))
-        whole = load_double(table + SCALE + 8 * row)
-        # a class of some weight at -inf wants a look at single classes (in a row with NaN all is NaN)
-        if load_double(part + step * PART_DISTANCE) == np.inf and whole == whole:
-            place = (
-                plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
-            )
-            clear_where_infinite(storage, logits, size, place, plan.logits_class, n)
-    elif spread_wanted(plan):
-        beta = load_double(table + SPREAD_SCALE + 8 * row)
-        subtract_mass(arithmetic, logits, mass, n_vectors, splat_like(factor, beta))
-    chosen = target_in_part(plan, table, row, first_class, n)
-    if chosen >= 0:
-        store_one(arithmetic, logits + size * chosen, load_double(table + TARGET_GRADIENT + 8 * row))
-    if changed(plan):
-        multiply(arithmetic, logits, slopes, n_vectors)
-    if plan.mask != 0:
-        fill_masked(arithmetic, plan, logits, 0.0, size, outer, inner, first_class, n)
+        value = -rest / below
+    store_one(storage, exponentials + size * chosen, value)
+    return True

@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     weight: int  # float64, one a class
     weight_vector: int  # the same in the arithmetic type, with a vector of zeros behind
     partials: int  # (sum, rest) of the losses of each block, float64
-    row_factor: float  # of every row's gradient: upstream / divisor
+    row_factor: float  # of every row's gradient: upstream logit_scale / divisor
     weight_total: float  # of all classes
     phase: int  # of the split walk, see `split.py`
     row_tables: int  # split walk: what is known of each row
@@ -115,6 +115,12 @@ def spread_wanted(plan):
 def spread_evenly(plan):
     """Whether that mass is the same for every row: smoothing of class indices without a mask."""
     return plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0 and plan.mask == 0
+
+
+@inlined
+def capped(plan):
+    """Whether the derivative of the change of variable differs from class to class; that of a scale is in `row_factor`."""
+    return plan.softcap != 0.0
 
 
 @inlined

@@ -21,6 +21,7 @@ from fastswl.simd import (
     result_of,
     select,
     splat_like,
+    store,
     store_double,
     store_one,
     store_wide,
@@ -42,7 +43,7 @@ from fastswl.vectormath import (
 )
 
 LINE = 128  # bytes: 16 lanes of 8 bytes
-#: where each line stands; the first eleven are known of a part of a row, too, see `part.py`
+#: where each line stands; the first thirteen are known of a part of a row, too, see `part.py`
 (
     TOP,  # the largest logit
     POWER,  # rint(m log2 e): N
@@ -55,6 +56,8 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     REFERENCE_LOW,  # what m leaves of the largest logit after a change of variable, where that is the class left out
     SPREAD_MASS,  # sum of q over all classes but for that: (eps/C) sum w, or sum of all q
     SPREAD_DISTANCE,  # sum of q_c (m - x_c) over the spread part
+    MASS_AT,  # whole number: where q lies of the classes, or what is like it for all of them
+    MASS_MOVES,  # whole number: 1, or 0 if q is the same vector for all
     TARGET_MASS,  # q at the target without its share of smoothing: (1 - eps) w_y
     SPREAD_AT_TARGET,  # (eps/C) w_y
     ROW_WEIGHT,  # of the loss: sample_weight, 0 for a row that is ignored
@@ -71,9 +74,11 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     SUM,  # of the losses of the block so far, in two parts
     SUM_LOW,
     SHIFT,  # what was subtracted from the logits
+    ONES,  # a vector of the arithmetic type
+    FILLED,  # panel: whether the tile's mass holds the class weights
     AGAIN,  # split walk: whether the row's sums have to be done (again)
-) = range(0, 28 * LINE, LINE)
-TABLE_BYTES = 28 * LINE
+) = range(0, 32 * LINE, LINE)
+TABLE_BYTES = 32 * LINE
 #: a logit's distance from 0 from which on the row's maximum is subtracted first
 FAR_32, FAR_64 = 1024.0, 4096.0
 
@@ -86,17 +91,39 @@ def start_block(storage, table):
         store_wide(storage, table + offset, zero)
     for row in range(lanes(storage)):
         store_double(table + CLASS + 8 * row, -1)
+    store(storage, table + ONES, narrow(storage, splat_like(zero, 1.0)))
+
+
+@inlined
+def smoothing_unit(plan):
+    """The smoothing of each class, where all are the same."""
+    return plan.label_smoothing / plan.n_classes
+
+
+@inlined
+def weigh_row(plan, table, row, chosen):
+    """The mass of a row's own class: its own, and its share of a smoothing that is even."""
+    class_weight = 1.0 if chosen >= 0 else 0.0
+    if chosen >= 0 and plan.weight != 0:
+        class_weight = load_double(plan.weight + 8 * chosen)
+    store_double(table + TARGET_MASS + 8 * row, (1.0 - plan.label_smoothing) * class_weight)
+    store_double(table + SPREAD_AT_TARGET + 8 * row, smoothing_unit(plan) * class_weight)
 
 
 @inlined
 def describe_plain_rows(storage, plan, table, place):
-    """A whole tile of rows that have nothing but an index, and their indices side by side."""
+    """A whole tile of rows that have nothing but an index and perhaps class weights, and their indices side by side."""
     index = load_indices(storage, plan.index_code, place)
     ignored = index == float(plan.ignore_index)
     zero = wide_zero(storage)
     one = splat_like(zero, 1.0)
     store_wide(storage, table + CLASS, select(ignored, -one, index))
-    store_wide(storage, table + TARGET_MASS, select(ignored, zero, one * (1.0 - plan.label_smoothing)))
+    if plan.weight == 0:
+        store_wide(storage, table + TARGET_MASS, select(ignored, zero, one * (1.0 - plan.label_smoothing)))
+        store_wide(storage, table + SPREAD_AT_TARGET, one * smoothing_unit(plan))
+    else:
+        for row in range(lanes(storage)):
+            weigh_row(plan, table, row, int(load_double(table + CLASS + 8 * row)))
     store_wide(storage, table + ROW_WEIGHT, select(ignored, zero, one))
     store_wide(storage, table + ROW_FACTOR, select(ignored, zero, one * plan.row_factor))
     return lanes(storage) - int(any_lane(ignored))
@@ -109,7 +136,6 @@ def describe_rows(storage, plan, table, outer, inner, count):
         return count
     if (
         plan.kind == INDEX_TARGETS
-        and plan.weight == 0
         and plan.sample_weight == 0
         and plan.upstream == 0
         and count == lanes(storage)
@@ -118,9 +144,8 @@ def describe_rows(storage, plan, table, outer, inner, count):
         place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
         return describe_plain_rows(storage, plan, table, place)
     active = 0
-    smoothing = plan.label_smoothing
     for row in range(lanes(storage)):
-        chosen, target_mass, weight, factor = -1, 0.0, 0.0, 0.0
+        chosen, weight, factor = -1, 0.0, 0.0
         if row < count:
             weight = 1.0
             if plan.sample_weight != 0:
@@ -131,11 +156,6 @@ def describe_rows(storage, plan, table, outer, inner, count):
                 chosen = load_index(plan.index_code, place)
                 if chosen == plan.ignore_index:
                     chosen, weight = -1, 0.0
-                else:
-                    class_weight = 1.0
-                    if plan.weight != 0:
-                        class_weight = load_double(plan.weight + 8 * chosen)
-                    target_mass = (1.0 - smoothing) * class_weight
             if weight != 0.0:
                 active += 1
                 factor = weight * plan.row_factor
@@ -143,9 +163,9 @@ def describe_rows(storage, plan, table, outer, inner, count):
                     place = plan.upstream + outer * plan.upstream_outer + (inner + row) * plan.upstream_inner
                     factor = factor * load_double(place)
             else:
-                chosen, target_mass = -1, 0.0
+                chosen = -1
         store_double(table + CLASS + 8 * row, chosen)
-        store_double(table + TARGET_MASS + 8 * row, target_mass)
+        weigh_row(plan, table, row, chosen)
         store_double(table + ROW_WEIGHT + 8 * row, weight)
         store_double(table + ROW_FACTOR + 8 * row, factor)
     return active

@@ -7,27 +7,47 @@ classes in lanes.
 import numpy as np
 
 from fastswl.compilation import inlined, routine
-from fastswl.kernels.block import settled
-from fastswl.kernels.plan import PROBABILITY_TARGETS
+from fastswl.kernels.block import FAR_AHEAD, mass_and_distance, mass_in_pairs, settled
+from fastswl.kernels.lines import load_part, vectors_of
+from fastswl.kernels.plan import PROBABILITY_TARGETS, spread_evenly
+from fastswl.kernels.record import PART_DISTANCE, PART_MASS, PART_MASS_AT, PART_MASS_MOVES
+from fastswl.kernels.rows import (
+    FILLED,
+    MASS_AT,
+    MASS_MOVES,
+    ONES,
+    REFERENCE_LOW,
+    SPREAD_DISTANCE,
+    SPREAD_MASS,
+    smoothing_unit,
+)
+from fastswl.kernels.tiles import load_tile
 from fastswl.simd import (
     VECTOR_BYTES,
+    absolute,
+    any_lane,
     arithmetic_of,
     itemsize,
-    lane_numbers,
     lanes,
     load,
     load_double,
+    load_int64,
     load_integer,
     load_one,
+    load_wide,
     same_arithmetic,
-    select,
+    same_storage,
+    splat_like,
     store,
+    store_double,
+    store_int64,
     store_one,
+    store_wide,
     wide_zero,
     widen,
     word,
 )
-from fastswl.vectormath import accumulate
+from fastswl.vectormath import plain_total_of_lanes, total_of_lanes
 
 
 @routine
@@ -51,7 +71,7 @@ def fill_masked_of_tile(storage, plan, tile, value, outer, inner, count):
 def spread_unit(plan, outer, inner):
     """Smoothing of each class of a row: eps / (classes that are not masked)."""
     if plan.mask == 0:
-        return plan.label_smoothing / plan.n_classes
+        return smoothing_unit(plan)
     place = plan.mask + outer * plan.mask_outer + inner * plan.mask_inner
     left = 0
     for c in range(plan.n_classes):
@@ -88,7 +108,7 @@ def smooth_part(storage, plan, mass, first_class, n_vectors):
     """q = w ((1 - eps) t + unit) in place, lanes along the classes; nothing to do for plain targets."""
     if plan.label_smoothing == 0.0 and plan.weight == 0:
         return
-    keep, unit = 1.0 - plan.label_smoothing, plan.label_smoothing / plan.n_classes
+    keep, unit = 1.0 - plan.label_smoothing, smoothing_unit(plan)
     weights = plan.weight_vector + itemsize(storage) * first_class
     for i in range(n_vectors):
         place = mass + VECTOR_BYTES * i
@@ -103,7 +123,7 @@ def smooth_tile(storage, plan, mass):
     """The same for a tile, a lane a row."""
     if plan.label_smoothing == 0.0 and plan.weight == 0:
         return
-    keep, unit = 1.0 - plan.label_smoothing, plan.label_smoothing / plan.n_classes
+    keep, unit = 1.0 - plan.label_smoothing, smoothing_unit(plan)
     for c in range(plan.n_classes):
         place = mass + VECTOR_BYTES * c
         q = load(storage, place) * keep + unit
@@ -112,71 +132,180 @@ def smooth_tile(storage, plan, mass):
         store(storage, place, q)
 
 
-@routine
-def even_distance_of_part(storage, plan, logits, low_parts, first_class, n, reference):
-    """Sum of w (m - x) over the n classes of a part; inf where a class of some weight is -inf."""
-    high = wide_zero(storage)
-    low = wide_zero(storage)
-    width = lanes(storage)
-    weights = plan.weight_vector + itemsize(storage) * first_class
-    for i in range((n + width - 1) // width):
-        gap = reference - widen(load(storage, logits + VECTOR_BYTES * i))
-        if low_parts != 0:
-            gap = gap - widen(load(storage, low_parts + VECTOR_BYTES * i))
-        if plan.weight != 0:
-            w = widen(load(storage, weights + VECTOR_BYTES * i))
-            gap = select(w == 0.0, wide_zero(storage), gap * w)
-        if width * (i + 1) > n:
-            gap = select(lane_numbers(storage) < float(n - width * i), gap, wide_zero(storage))
-        high, low = accumulate(storage, high, low, gap)
-    return settled(high, low)
+@inlined
+def all_finite(total, distance):
+    return not any_lane(~(absolute(total) < np.inf) | ~(absolute(distance) < np.inf))
 
 
 @routine
-def even_distance_of_tile(storage, plan, tile, low_parts, reference):
-    """The same for all classes of a tile, a lane a row."""
-    high = wide_zero(storage)
-    low = wide_zero(storage)
+def put_weights(storage, plan, mass):
+    """The class weights into a tile, each in all lanes."""
+    like = load(storage, mass)
     for c in range(plan.n_classes):
-        gap = reference - widen(load(storage, tile + VECTOR_BYTES * c))
-        if low_parts != 0:
-            gap = gap - widen(load(storage, low_parts + VECTOR_BYTES * c))
-        if plan.weight != 0:
-            w = load_double(plan.weight + 8 * c)
-            gap = gap * w
-            if w == 0.0:
-                gap = wide_zero(storage)
-        high, low = accumulate(storage, high, low, gap)
-    return settled(high, low)
+        store(storage, mass + VECTOR_BYTES * c, splat_like(like, load_double(plan.weight + 8 * c)))
 
 
 @routine
-def subtract_even_from_part(storage, plan, values, first_class, n_vectors, unit):
-    """values - unit w, in place, lanes along the classes."""
-    weights = plan.weight_vector + itemsize(storage) * first_class
-    for i in range(n_vectors):
-        place = values + VECTOR_BYTES * i
-        taken = unit
-        if plan.weight != 0:
-            taken = unit * load(storage, weights + VECTOR_BYTES * i)
-        store(storage, place, load(storage, place) - taken)
+def make_mass_of_tile(storage, target_storage, plan, mass, outer, inner, count):
+    """The target mass of every class of every row of a tile."""
+    place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
+    if vectors_serve(storage, target_storage, plan):
+        load_tile(target_storage, mass, place, plan.targets_inner, plan.targets_class, plan.n_classes, count)
+        smooth_tile(storage, plan, mass)
+        return
+    for row in range(count):
+        unit = spread_unit(plan, outer, inner + row)
+        row_mass = mass + itemsize(storage) * row
+        spread_mass(
+            storage, target_storage, plan, row_mass, word(VECTOR_BYTES), outer, inner + row, word(0),
+            plan.n_classes, unit,
+        )  # fmt: skip
 
 
 @routine
-def subtract_even_from_tile(storage, plan, tile, unit):
-    """The same for a tile, a lane a row."""
-    for c in range(plan.n_classes):
-        place = tile + VECTOR_BYTES * c
-        taken = unit
-        if plan.weight != 0:
-            taken = unit * load_double(plan.weight + 8 * c)
-        store(storage, place, load(storage, place) - taken)
+def spread_of_tile(storage, target_storage, plan, table, tile, low_parts, mass, m, outer, inner, count):
+    """The mass of a tile's rows, where it lies, and its distance from the reference, into the table."""
+    even = spread_evenly(plan)
+    at, moves = mass, word(1)
+    if even and plan.weight == 0:
+        at, moves = table + ONES, word(0)
+    elif not even:
+        make_mass_of_tile(storage, target_storage, plan, mass, outer, inner, count)
+    elif load_int64(table + FILLED) == 0:
+        put_weights(storage, plan, mass)
+        store_int64(table + FILLED, 1)
+    zero = wide_zero(storage)
+    reference, reference_low = widen(m), load_wide(storage, table + REFERENCE_LOW)
+    # the next tile's, where rows follow each other
+    ahead = at
+    if plan.kind == PROBABILITY_TARGETS:
+        ahead = plan.targets + outer * plan.targets_outer + (inner + lanes(storage)) * plan.targets_inner
+    n, n_numbers = plan.n_classes, plan.n_classes * lanes(storage)
+    first = word(0)
+    total, total_low, distance, distance_low = zero, zero, zero, zero
+    if low_parts == 0:
+        first = n // 2 * 2
+        total, total_low, distance, distance_low = mass_in_pairs(
+            storage, tile, at, moves, ahead, n // 2, m, total, total_low, distance, distance_low
+        )
+    total, total_low, distance, distance_low = mass_and_distance(
+        storage, tile, low_parts, at, moves, word(0), first, n, n_numbers, reference, reference_low,
+        total, total_low, distance, distance_low,
+    )  # fmt: skip
+    q_sum, away = settled(total, total_low), settled(distance, distance_low)
+    if not all_finite(q_sum, away):
+        total, total_low, distance, distance_low = mass_and_distance(
+            storage, tile, low_parts, at, moves, mass, word(0), n, n_numbers, reference, reference_low,
+            zero, zero, zero, zero,
+        )  # fmt: skip
+        q_sum, away = settled(total, total_low), settled(distance, distance_low)
+        at, moves = mass, word(1)
+        store_int64(table + FILLED, 0)
+    if even:
+        q_sum, away = splat_like(q_sum, smoothing_unit(plan) * plan.weight_total), away * smoothing_unit(plan)
+    store_int64(table + MASS_AT, at)
+    store_int64(table + MASS_MOVES, moves)
+    store_wide(storage, table + SPREAD_MASS, q_sum)
+    store_wide(storage, table + SPREAD_DISTANCE, away)
 
 
 @routine
-def clear_where_infinite(storage, values, class_step, source, class_stride, n):
-    """0 in `values` where the logits at `source` are -inf: what the smoothing of a class takes off the gradient is not felt there."""
-    arithmetic = arithmetic_of(storage)
-    for c in range(n):
-        if load_one(storage, source + class_stride * c) == -np.inf:
-            store_one(arithmetic, values + class_step * c, 0.0)
+def make_mass(storage, target_storage, plan, mass, n_vectors, outer, inner, first_class, n):
+    """The target mass of the classes of a part."""
+    size = itemsize(storage)
+    place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner + first_class * plan.targets_class
+    if vectors_serve(storage, target_storage, plan):
+        load_part(target_storage, mass, place, plan.targets_class, n)
+        smooth_part(storage, plan, mass, first_class, n_vectors)
+    else:
+        unit = spread_unit(plan, outer, inner)
+        spread_mass(storage, target_storage, plan, mass, size, outer, inner, first_class, n, unit)
+
+
+@inlined
+def mass_stays_in_place(storage, target_storage, plan, n):
+    """Whether the target mass of a part is its targets as they lie in memory."""
+    return (
+        plan.kind == PROBABILITY_TARGETS
+        and same_storage(target_storage, arithmetic_of(storage))
+        and plan.targets_class == itemsize(target_storage)
+        and n >= lanes(storage)
+        and plan.mask == 0
+        and plan.weight == 0
+        and plan.label_smoothing == 0.0
+    )
+
+
+@routine
+def spread_of_part(
+    storage, target_storage, plan, ones, part, step, source, whole, logits, low_parts, mass, m, m_low, outer, inner,
+    first_class, n,
+):  # fmt: skip
+    """The mass of a part's classes, where it lies, and its distance from the part's reference, into its record.
+
+    The logits of the pairs of vectors before `whole` lie at `source`, the others in scratch memory (`logits`).
+    """
+    even = spread_evenly(plan)
+    n_vectors = vectors_of(storage, n)
+    n_pairs = n // (2 * lanes(storage))
+    at, moves = mass, word(1)
+    rest_at = mass
+    if even and plan.weight == 0:
+        at, moves = ones, word(0)
+        rest_at = at
+    elif even:
+        at = plan.weight_vector + itemsize(storage) * first_class
+        rest_at = at
+    elif mass_stays_in_place(storage, target_storage, plan, n):
+        at = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner + first_class * plan.targets_class
+        left = n - n_pairs * 2 * lanes(storage)
+        if left > 0:
+            # what is past the last whole pair is filled up in scratch memory
+            behind = 2 * VECTOR_BYTES * n_pairs
+            load_part(target_storage, mass + behind, at + behind, plan.targets_class, left)
+    else:
+        make_mass(storage, target_storage, plan, mass, n_vectors, outer, inner, first_class, n)
+    zero = wide_zero(storage)
+    reference, reference_low = widen(m), splat_like(zero, m_low)
+    first = word(0)
+    place = source if whole > 0 else logits
+    total, total_low, distance, distance_low = zero, zero, zero, zero
+    if low_parts == 0:
+        first = 2 * n_pairs
+        total, total_low, distance, distance_low = mass_in_pairs(
+            storage, place, at, moves, at + moves * FAR_AHEAD, n_pairs, m, total, total_low, distance, distance_low
+        )
+    total, total_low, distance, distance_low = mass_and_distance(
+        storage, logits, low_parts, rest_at, moves, word(0), first, n_vectors, n, reference, reference_low,
+        total, total_low, distance, distance_low,
+    )  # fmt: skip
+    q_sum, away = settled(total, total_low), settled(distance, distance_low)
+    if not all_finite(q_sum, away):
+        # once more, and what is left of the mass goes into scratch memory
+        n_first = 2 * n_pairs
+        total, total_low, distance, distance_low = mass_and_distance(
+            storage, place, low_parts, at, moves, mass, word(0), n_first, n, reference, reference_low,
+            zero, zero, zero, zero,
+        )  # fmt: skip
+        total, total_low, distance, distance_low = mass_and_distance(
+            storage, logits, low_parts, rest_at, moves, mass, n_first, n_vectors, n, reference, reference_low,
+            total, total_low, distance, distance_low,
+        )  # fmt: skip
+        q_sum, away = settled(total, total_low), settled(distance, distance_low)
+        at, moves = mass, word(1)
+    mass_sum, distance_sum = sum_one(storage, q_sum), sum_one(storage, away)
+    if even:
+        distance_sum *= smoothing_unit(plan)
+    store_int64(part + step * PART_MASS_AT, at)
+    store_int64(part + step * PART_MASS_MOVES, moves)
+    store_double(part + step * PART_MASS, mass_sum)
+    store_double(part + step * PART_DISTANCE, distance_sum)
+
+
+@inlined
+def sum_one(storage, total):
+    if any_lane(absolute(total) == np.inf):
+        # a compensated sum of infinities is NaN
+        return plain_total_of_lanes(storage, total)
+    high, low = total_of_lanes(storage, total, splat_like(total, 0.0))
+    return high + low

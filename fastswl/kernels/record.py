@@ -1,0 +1,66 @@
+"""What is known of a part of a row: its record."""
+
+from fastswl.compilation import inlined
+from fastswl.kernels.rows import (
+    APART,
+    APART_EXP,
+    APART_LOW,
+    CLASS,
+    LINE,
+    MASS_AT,
+    MASS_MOVES,
+    POWER,
+    REFERENCE_LOW,
+    REST,
+    REST_LOW,
+    SPREAD_DISTANCE,
+    SPREAD_MASS,
+    TOP,
+)
+from fastswl.simd import lanes
+
+#: vectors in a part of a row: 16 KB, half of the smallest first-level cache in use
+PART_VECTORS = 256
+#: what is known of a part: float64 words, `step` bytes apart. A record of its own has them side by side; a row of one part has
+#: them in the row's column of its table
+RECORD_STEP, COLUMN_STEP = 8, LINE
+(
+    PART_TOP,
+    PART_POWER,
+    PART_REST,
+    PART_REST_LOW,
+    PART_APART,
+    PART_APART_LOW,
+    PART_APART_EXP,
+    PART_CLASS,
+    PART_REFERENCE_LOW,
+    PART_MASS,
+    PART_DISTANCE,
+    PART_MASS_AT,
+    PART_MASS_MOVES,
+) = (
+    line // LINE
+    for line in (
+        TOP,
+        POWER,
+        REST,
+        REST_LOW,
+        APART,
+        APART_LOW,
+        APART_EXP,
+        CLASS,
+        REFERENCE_LOW,
+        SPREAD_MASS,
+        SPREAD_DISTANCE,
+        MASS_AT,
+        MASS_MOVES,
+    )
+)
+PART_BYTES = 13 * RECORD_STEP
+
+
+@inlined
+def parts_of(storage, n_classes):
+    """How many parts a row has, and the classes of all but the last."""
+    part_classes = PART_VECTORS * lanes(storage)
+    return (n_classes + part_classes - 1) // part_classes, part_classes
