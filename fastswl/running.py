@@ -60,23 +60,30 @@ def _forget_callers() -> None:
 forks.in_child.append(_forget_callers)
 
 
+def _aligned(size: int) -> tuple[npt.NDArray[np.uint8], int]:
+    """Memory that holds `size` bytes from the multiple of 64 that is returned, too."""
+    memory = np.empty(size + 64, np.uint8)
+    return memory, (memory.ctypes.data + 63) // 64 * 64
+
+
 class _Scratch(threading.local):
     """Scratch memory of each Python thread, kept from call to call."""
 
     def __init__(self) -> None:
-        self.memory = np.empty(65536, np.uint8)
+        self.held = _aligned(65536)
         self.calls_parallel = False
 
 
 _own = _Scratch()
 
 
-def _scratch(size: int) -> npt.NDArray[np.uint8]:
-    """Memory of at least `size` bytes and 64 more; hold it as long as its address is used (a signal handler may call, too)."""
-    memory = _own.memory
+def _scratch(size: int) -> tuple[npt.NDArray[np.uint8], int]:
+    """Memory of at least `size` bytes, and where they begin; hold it as long as its address is used (a signal handler may call,
+    too)."""
+    memory, address = _own.held
     if memory.size < size + 64:
-        memory = _own.memory = np.empty(size + 64, np.uint8)
-    return memory
+        memory, address = _own.held = _aligned(size)
+    return memory, address
 
 
 def packed_plan(changing: tuple, fixed: bytes) -> bytes:
@@ -95,11 +102,9 @@ def run_kernel(kernel: int, plan: bytes, scratch_bytes: int, n_blocks: int, n_th
                 _own.calls_parallel = True
             n_threads = min(n_threads, n_blocks, threads.MOST_THREADS)
             thread_bytes = COUNTER_BYTES + (scratch_bytes + 4159) // 64 * 64
-            memory = _scratch(n_threads * thread_bytes)
-            address = (memory.ctypes.data + 63) // 64 * 64
+            _held, address = _scratch(n_threads * thread_bytes)
             alone = threads.one_region_at_a_time()
             entry(kernel, plan_address, address, thread_bytes, n_blocks, n_threads, _CALLERS_ADDRESS, alone)
             return
-    memory = _scratch(scratch_bytes)
-    address = (memory.ctypes.data + 63) // 64 * 64
+    _held, address = _scratch(scratch_bytes)
     (_entries.get("serial") or _serial_entry())(kernel, plan_address, address, n_blocks)

@@ -1,5 +1,6 @@
 """softmax, log_softmax and logsumexp: documentation, checks and allocation around the kernels."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def softmax(
         and axis is DEFAULT_AXIS
         and (n_threads is None or (type(n_threads) is int and n_threads > 0))
     ):
-        result = _small("softmax", x, out)
+        result = _seen_before("softmax", x, out, n_threads)
         if result is not None:
             return result
     return _same_shape("softmax", x, axis, out, n_threads)
@@ -154,17 +155,22 @@ def log_softmax(
         and axis is DEFAULT_AXIS
         and (n_threads is None or (type(n_threads) is int and n_threads > 0))
     ):
-        result = _small("log_softmax", x, out)
+        result = _seen_before("log_softmax", x, out, n_threads)
         if result is not None:
             return result
     return _same_shape("log_softmax", x, axis, out, n_threads)
 
 
-def _small(operation: str, x: npt.NDArray[Any], out: Any) -> Any:
-    """Return the result of a small contiguous array of a shape seen before, None if it has to go the way of all checks."""
+def _seen_before(operation: str, x: npt.NDArray[Any], out: Any, n_threads: int | None) -> Any:
+    """Return the result of a contiguous array of a shape seen before, None if it has to go the way of all checks."""
     dtype, shape = x.dtype, x.shape
     call = lazy.prepared.get((operation, dtype, shape))
-    if call is None or not x.flags.c_contiguous:
+    if call is None:
+        in_blocks = lazy.prepared.get((operation, dtype, shape, "in blocks"))
+        if in_blocks is None:
+            return None
+        call = functools.partial(in_blocks, n_threads)
+    if not x.flags.c_contiguous:
         return None
     if out is None:
         out = np.empty(shape, dtype)

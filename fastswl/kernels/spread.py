@@ -267,22 +267,25 @@ def spread_of_part(
         make_mass(storage, target_storage, plan, mass, n_vectors, outer, inner, first_class, n)
     zero = wide_zero(storage)
     reference, reference_low = widen(m), splat_like(zero, m_low)
-    first = word(0)
+    n_first = 2 * n_pairs
     place = source if whole > 0 else logits
     total, total_low, distance, distance_low = zero, zero, zero, zero
     if low_parts == 0:
-        first = 2 * n_pairs
         total, total_low, distance, distance_low = mass_in_pairs(
             storage, place, at, moves, at + moves * FAR_AHEAD, n_pairs, m, total, total_low, distance, distance_low
         )
+    else:
+        total, total_low, distance, distance_low = mass_and_distance(
+            storage, place, low_parts, at, moves, word(0), word(0), n_first, n, reference, reference_low,
+            total, total_low, distance, distance_low,
+        )  # fmt: skip
     total, total_low, distance, distance_low = mass_and_distance(
-        storage, logits, low_parts, rest_at, moves, word(0), first, n_vectors, n, reference, reference_low,
+        storage, logits, low_parts, rest_at, moves, word(0), n_first, n_vectors, n, reference, reference_low,
         total, total_low, distance, distance_low,
     )  # fmt: skip
     q_sum, away = settled(total, total_low), settled(distance, distance_low)
     if not all_finite(q_sum, away):
         # once more, and what is left of the mass goes into scratch memory
-        n_first = 2 * n_pairs
         total, total_low, distance, distance_low = mass_and_distance(
             storage, place, low_parts, at, moves, mass, word(0), n_first, n, reference, reference_low,
             zero, zero, zero, zero,
