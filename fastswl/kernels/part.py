@@ -80,6 +80,7 @@ from fastswl.simd import (
     any_lane,
     arithmetic_of,
     by_type,
+    first_lane,
     itemsize,
     lane,
     lanes,
@@ -91,6 +92,7 @@ from fastswl.simd import (
     put_in_place,
     result_of,
     same_storage,
+    select,
     splat_like,
     stays_a_function,
     store,
@@ -178,7 +180,7 @@ def row_part(
         if chosen >= n:
             chosen = -1
     elif plan.operation != SOFTMAX:
-        chosen = first_of_row(arithmetic, place if copied > 0 else logits, n, top)
+        chosen = first_of_part(arithmetic, source, logits, copied, n, top)
     m_low = 0.0
     if low_parts != 0 and plan.kind != INDEX_TARGETS and chosen >= 0:
         m_low = np.float64(load_one(arithmetic, low_parts + size * chosen))
@@ -302,14 +304,14 @@ def narrow_splat(storage, somewhere, value):
 
 
 @routine
-def first_of_row(storage, logits, n, value):
-    """The first class whose logit is `value`, -1 where there is none."""
-    size, width = itemsize(storage), lanes(storage)
+def first_of_part(storage, source, logits, whole, n, value):
+    """The first class whose logit is `value`, -1 where there is none; logits lie as in `exp_and_sum`."""
     for i in range(vectors_of(storage, n)):
-        if any_lane(load(storage, logits + VECTOR_BYTES * i) == value):
-            for c in range(width * i, min(width * (i + 1), n)):
-                if load_one(storage, logits + size * c) == value:
-                    return c
+        place = select(i >= 2 * whole, logits, source)
+        here = load(storage, place + VECTOR_BYTES * i) == value
+        if any_lane(here):
+            chosen = lanes(storage) * i + first_lane(here)
+            return chosen if chosen < n else -1
     return -1
 
 

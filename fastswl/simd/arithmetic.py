@@ -183,6 +183,21 @@ def any_lane(typingctx, mask):
     return types.boolean(mask), codegen
 
 
+@intrinsic
+def first_lane(typingctx, mask):
+    """The number of the first lane in which the mask is set; that of lanes where it is nowhere."""
+
+    def codegen(context, builder, sig, args):
+        bits = builder.zext(builder.bitcast(args[0], ir.IntType(mask.lanes)), I64)
+        # a bit behind the last lane, so that there is always one
+        bits = builder.or_(bits, ir.Constant(I64, 1 << mask.lanes))
+        function_type = ir.FunctionType(I64, [I64, I1])
+        count = cgutils.get_or_insert_function(builder.module, function_type, "llvm.cttz.i64")
+        return builder.call(count, [bits, ir.Constant(I1, 1)])
+
+    return types.int64(mask), codegen
+
+
 @intrinsic(prefer_literal=True)
 def swap_halves(typingctx, a, distance):
     """Lane i takes lane i XOR `distance` (a literal power of two): the step of a reduction in tree order."""
