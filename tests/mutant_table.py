@@ -73,6 +73,7 @@ DTYPES = [
         'f"{name} has dtype {array.dtype}; supported',
         'f"an array has dtype {array.dtype}; supported',
         "test_errors.py::test_error",
+        "test_fuzz.py::test_random_calls",
     ),
     mutant(
         "another dtype is a TypeError that names the dtype",
