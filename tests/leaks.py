@@ -35,7 +35,7 @@ def problems():
 def mixed_calls(given, count):
     layer = swl.SoftmaxWithLoss()
     for number in range(count):
-        x, t, soft = given[number % len(given)]
+        x, t, soft = given[number // 8 % len(given)]
         match number % 8:
             case 0:
                 swl.softmax(x)
@@ -59,27 +59,51 @@ def mixed_calls(given, count):
                     pass
 
 
+class Given:
+    """Arrays for every argument that takes one."""
+
+    def __init__(self) -> None:
+        self.x = np.ones((5, 7))
+        self.indices = np.zeros(5, np.int64)
+        self.soft = np.full((5, 7), 1 / 7)
+        self.rows = np.ones(5)
+        self.classes = np.ones(7)
+        self.mask = np.ones((5, 7), np.bool_)
+        self.full_out = np.empty((5, 7))
+        self.rows_out = np.empty(5)
+
+
 def kept_references() -> list[str]:
-    """The functions after which an array of the caller is still alive."""
+    """The calls after which an array of the caller is still alive, and which."""
     kept = []
     layer = swl.SoftmaxWithLoss()
+    both = swl.cross_entropy_value_and_grad
     calls = {
-        "softmax": lambda x, t: swl.softmax(x),
-        "logsumexp": lambda x, t: swl.logsumexp(x),
-        "cross_entropy": lambda x, t: swl.cross_entropy(x, t),
-        "value_and_grad": lambda x, t: swl.cross_entropy_value_and_grad(x, t, grad_out=x),
-        "forward": lambda x, t: layer.forward(x, t),
+        "softmax": lambda a: swl.softmax(a.x),
+        "softmax into out": lambda a: swl.softmax(a.x, out=a.full_out),
+        "log_softmax": lambda a: swl.log_softmax(a.x),
+        "log_softmax over an axis": lambda a: swl.log_softmax(a.x, 0, out=a.full_out),
+        "logsumexp": lambda a: swl.logsumexp(a.x, out=a.rows_out),
+        "logsumexp with factors": lambda a: swl.logsumexp(a.x, b=a.soft, return_sign=True),
+        "cross_entropy": lambda a: swl.cross_entropy(a.x, a.indices),
+        "value_and_grad": lambda a: both(a.x, a.indices, grad_out=a.x),
+        "value_and_grad with weights": lambda a: both(
+            a.x, a.indices, weight=a.classes, sample_weight=a.rows, class_mask=a.mask, grad_out=a.full_out
+        ),
+        "value_and_grad of rows": lambda a: both(
+            a.x, a.soft, reduction="none", upstream=a.rows, out=a.rows_out, grad_out=a.full_out
+        ),
+        "forward and backward": lambda a: (layer.forward(a.x, a.indices), layer.backward(out=a.full_out)),
+        "forward, probabilities": lambda a: layer.forward(a.x, a.soft),
     }
     for name, call in calls.items():
         for _ in range(3):
-            x = np.ones((5, 7))
-            t = np.zeros(5, np.int64)
-            watched = [weakref.ref(x), weakref.ref(t)]
-            call(x, t)
-            del x, t
+            given = Given()
+            watched = {argument: weakref.ref(array) for argument, array in vars(given).items()}
+            call(given)
+            del given
             gc.collect()
-            if any(reference() is not None for reference in watched):
-                kept.append(name)
+            kept += [f"{argument} of {name}" for argument, array in watched.items() if array() is not None]
     watched_layer = swl.SoftmaxWithLoss()
     watched_layer.forward(np.ones((5, 7)), np.zeros(5, np.int64))
     buffer = weakref.ref(watched_layer._buffers.grad)

@@ -73,6 +73,7 @@ DTYPES = [
         'f"{name} has dtype {array.dtype}; supported',
         'f"an array has dtype {array.dtype}; supported',
         "test_errors.py::test_error",
+        "test_fuzz.py::test_random_calls",
     ),
     mutant(
         "another dtype is a TypeError that names the dtype",
@@ -1932,6 +1933,146 @@ CACHE_ON_DISK = [
     ),
 ]
 
+SIZES = [
+    mutant(
+        "row numbers have 64 bits: panel walk",
+        PANEL,
+        "inner = (step - outer * steps_per_outer) * step_rows",
+        "inner = (step - outer * steps_per_outer) * step_rows & 0x7FFFFFFF",
+        "test_sizes.py::test_rows_of_one_class_in_a_sparse_file",
+    ),
+    mutant(
+        "addresses of targets have 64 bits",
+        "kernels/scan.py",
+        "plan.targets + row * plan.targets_inner)",
+        "plan.targets + (row * plan.targets_inner & 0x7FFFFFFF))",
+        "test_sizes.py::test_rows_of_one_class_in_a_sparse_file",
+    ),
+    mutant(
+        "logits are counted in 64 bits",
+        "kernels/row.py",
+        "n_tiles = plan.n_outer * tiles_per_outer",
+        "n_tiles = (plan.n_outer * plan.n_inner * plan.n_classes & 0x7FFFFFFF) // (plan.n_classes * plan.tile_rows)",
+        "test_sizes.py::test_broadcast_logits",
+    ),
+    mutant(
+        "classes lie at addresses of 64 bits: logits",
+        PART,
+        "place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class",
+        "place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner"
+        " + (first_class * plan.logits_class & 0x7FFFFFFF)",
+        "test_sizes.py::test_a_row_of_2_to_the_29_classes",
+    ),
+    mutant(
+        "classes lie at addresses of 64 bits: results",
+        PART,
+        "+ first_class * plan.out_class",
+        "+ (first_class * plan.out_class & 0x7FFFFFFF)",
+        "test_sizes.py::test_a_row_of_2_to_the_29_classes",
+    ),
+    mutant(
+        "rows lie at addresses of 64 bits: row walk",
+        PART,
+        "place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class",
+        "place = plan.logits + outer * plan.logits_outer + (inner * plan.logits_inner & 0xFFFFFFFF)"
+        " + first_class * plan.logits_class",
+        "test_sizes.py::test_half_precision_on_disk_beyond_2_to_the_31",
+    ),
+    mutant(
+        "a result that does not fit is a MemoryError: softmax",
+        FAMILY,
+        "        target = result = np.empty_like(array, dtype)",
+        "        if array.size > 2**48:\n"
+        '            raise ValueError("x is too large")\n'
+        "        target = result = np.empty_like(array, dtype)",
+        "test_sizes.py::test_a_result_that_does_not_fit_is_a_memory_error",
+    ),
+]
+
+MEMORY_KEPT = [
+    mutant(
+        "calls keep no memory",
+        RUNNING,
+        "    plan_address = id(plan) + _BYTES_HEAD\n",
+        '    plan_address = id(plan) + _BYTES_HEAD\n    _entries[f"{len(_entries)}"] = bytes(100)\n',
+        "test_fuzz.py::test_100_000_calls_keep_no_memory",
+    ),
+    mutant(
+        "calls that raise keep no memory",
+        TARGETS,
+        "    if len(position) == 1:\n        place",
+        '    np.__dict__.setdefault("kept", []).append(bytes(100))\n    if len(position) == 1:\n        place',
+        "test_fuzz.py::test_100_000_calls_keep_no_memory",
+    ),
+    mutant(
+        "the softmax family keeps no array",
+        FAMILY,
+        "    dtype = RESULT_DTYPE[array.dtype]\n    if out is None:\n        target = result = np.empty_like",
+        "    dtype = RESULT_DTYPE[array.dtype]\n    lazy.kept = array\n"
+        "    if out is None:\n        target = result = np.empty_like",
+        "test_fuzz.py::test_100_000_calls_keep_no_memory",
+    ),
+    mutant(
+        "the loss keeps no array",
+        FUNCTIONS,
+        "    loss = run_plan(plan)\n    if loss is None:",
+        "    loss = run_plan(plan)\n    lazy.kept = plan.sample_weight\n    if loss is None:",
+        "test_fuzz.py::test_100_000_calls_keep_no_memory",
+    ),
+]
+
+SURROUNDINGS = [
+    mutant(
+        "a fork waits for the library's compilation",
+        FORKS,
+        "    at_work.acquire()\n    _held.append(at_work)\n",
+        "",
+        "test_embedding.py::test_fork_while_compiling",
+    ),
+    mutant(
+        "a fork waits for Numba's compilation",
+        FORKS,
+        "        compiler.global_compiler_lock.acquire()\n        _held.append(compiler.global_compiler_lock)\n",
+        "        pass\n",
+        "test_embedding.py::test_fork_while_compiling",
+    ),
+    mutant(
+        "a child lets go of the locks that the fork took",
+        FORKS,
+        "    global serial_only\n    _release()\n",
+        "    global serial_only\n",
+        "test_embedding.py::test_fork_while_compiling",
+    ),
+    mutant(
+        "joblib's workers use their share of the processors",
+        THREADS,
+        "return max(1, min(count or 1, MOST_THREADS))",
+        "return max(1, count or 1)",
+        "test_embedding.py::test_inside_other_libraries[joblib_backends-joblib-tbb]",
+    ),
+    mutant(
+        "Dask's workers have scratch memory of their own",
+        RUNNING,
+        "class _Scratch(threading.local):",
+        "class _Scratch:",
+        "test_embedding.py::test_inside_other_libraries[dask_threads-dask.array-tbb]",
+    ),
+    mutant(
+        "a DataLoader's workers start no OpenMP region after the parent's",
+        THREADS,
+        "    if forks.serial_only:",
+        "    if False:",
+        "test_embedding.py::test_inside_other_libraries[data_loader-torch-omp]",
+    ),
+    mutant(
+        "the locks of a fork are let go of once",
+        FORKS,
+        "    while _held:\n        _held.pop().release()\n",
+        "    for lock in _held:\n        lock.release()\n",
+        "test_embedding.py::test_inside_other_libraries[data_loader-torch-tbb]",
+    ),
+]
+
 MUTANTS = (
     *DTYPES,
     *ARRAYS_IN,
@@ -1949,4 +2090,7 @@ MUTANTS = (
     *BITS,
     *MACHINE_CODE,
     *CACHE_ON_DISK,
+    *SIZES,
+    *MEMORY_KEPT,
+    *SURROUNDINGS,
 )

@@ -72,11 +72,18 @@ def test_interrupted_calls():
 @pytest.mark.peers
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "package"), [("joblib_backends", "joblib"), ("dask_threads", "dask.array"), ("data_loader", "torch")]
+    ("name", "package", "layer"),
+    [
+        ("joblib_backends", "joblib", "tbb"),
+        ("dask_threads", "dask.array", "tbb"),
+        ("data_loader", "torch", "tbb"),
+        # PyTorch brings GNU OpenMP, which ends a process that uses it after a fork
+        ("data_loader", "torch", "omp"),
+    ],
 )
-def test_inside_other_libraries(name, package):
+def test_inside_other_libraries(name, package, layer):
     pytest.importorskip(package)
-    run(name)
+    assert run(name, layer=layer) == layer
 
 
 @pytest.mark.parametrize(("variable", "expected"), [("NUMBA_NUM_THREADS", "1"), (None, "1")])
