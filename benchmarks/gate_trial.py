@@ -19,7 +19,6 @@ import argparse
 import json
 import multiprocessing
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -130,7 +129,7 @@ def summary(report: dict) -> str:
         cold = [run["seconds"] for run in runs if run["cold"]]
         warm = [run["seconds"] for run in runs if not run["cold"]]
         text += f"; compiled anew {max(cold):.0f} s" if cold else ""
-        text += f", from the cache {statistics.median(warm):.0f} s" if warm else ""
+        text += f", else {min(warm):.0f} to {max(warm):.0f} s" if warm else ""
         lines.append(text)
     return "\n".join(lines)
 
