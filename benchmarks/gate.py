@@ -204,7 +204,8 @@ def judge(pairs: list[tuple[list[float], float]]) -> Change:
     )
 
 
-def measure(sides: tuple[Side, Side], chosen: list[Case], plan: Plan, say) -> tuple[dict[str, Change], dict[str, str]]:
+def measure(sides: tuple[Side, Side], chosen: list[Case], plan: Plan, say) -> tuple[dict[str, dict], dict[str, str]]:
+    """For each case the change, and what each pair alone would say; and what could not be measured."""
     pairs: dict[str, list] = {}
     failed: dict[str, str] = {}
 
@@ -220,7 +221,8 @@ def measure(sides: tuple[Side, Side], chosen: list[Case], plan: Plan, say) -> tu
     if again:
         run(again, f"{len(again)} again")
         changes |= {case.name: judge(pairs[case.name]) for case in again}
-    return changes, failed
+    alone = {name: [round(math.expm1(np.median(ratios)), 4) for ratios, _ in pairs[name]] for name in changes}
+    return {name: {"change": change, "pairs": alone[name]} for name, change in changes.items()}, failed
 
 
 # --- exactness ----------------------------------------------------------------------------------
@@ -354,19 +356,20 @@ def compare(args: argparse.Namespace, say) -> dict:
         if not args.cases:
             say("exactness")  # first, since it compiles in both processes at once
             exact = exactness(sides, folder, failed)
-        changes, not_timed = measure(sides, chosen, QUICK if args.quick else FULL, say)
+        times, not_timed = measure(sides, chosen, QUICK if args.quick else FULL, say)
         failed |= not_timed
         counted = {}
         if not (args.quick or args.cases):
             say("instructions")
             counted = instructions(sides, failed)
-        verdicts = {name: entry.verdict for name, entry in {**changes, **exact}.items() if entry.verdict}
+        judged = {name: entry["change"] for name, entry in times.items()} | exact
+        verdicts = {name: entry.verdict for name, entry in judged.items() if entry.verdict}
         return {
             "base": sides[0].commit,
             "head": sides[1].commit,
             "quick": args.quick,
             "machine": machine.describe(),
-            "times": {name: {"change": list(change)} for name, change in changes.items()},
+            "times": times,
             "instructions": counted,
             "exactness": {name: list(entry) for name, entry in exact.items()},
             "verdicts": verdicts,

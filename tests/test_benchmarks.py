@@ -25,7 +25,6 @@ NO_KERNEL = {
     "bench_accuracy": "errors",
     "bench_instructions": "instructions, not a time; under valgrind a count takes minutes",
     "bench_memory": "bytes",
-    "bench_overhead.OneRowOfALayer": "what is around the kernel: with kernels run ten times it takes 1.1 times as long",
     "bench_overhead.Refused": "a call that is refused before any kernel",
     "bench_startup": "imports, and compilation itself",
 }
