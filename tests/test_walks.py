@@ -222,7 +222,8 @@ def test_a_failed_allocation_of_scratch_memory_leaves_what_there_was(monkeypatch
     x, targets = problem((40, 1000), -1)
     expected = swl.cross_entropy_value_and_grad(x, targets)
     monkeypatch.setattr(running, "_own", running._Scratch())
-    running._own.memory = running._own.memory[:100].copy()
+    memory, address = running._own.held
+    running._own.held = memory[:100], address
 
     class NoMemory:
         uint8 = np.uint8
