@@ -38,8 +38,8 @@ LN2 = 0.6931471805599453
 _LN2_FMA_32 = (float(np.float32(LN2)), -1.904654299957768e-09)
 _LN2_FMA_64 = (LN2, 2.3190468138462996e-17)
 #: without fma: a head whose products with n are exact, and two more parts
-_LN2_SPLIT_32 = (0.693359375, -0.00021219253540039062, 9.70074096e-11)
-_LN2_SPLIT_64 = (0.6931471803691238, 1.9082149292705877e-10, -4.2e-27)
+_LN2_SPLIT_32 = (0.693359375, -0.00021219253540039062, -1.904654299957768e-09)
+_LN2_SPLIT_64 = (0.6931471803691238, 1.9082149292705877e-10, 1.1612227229362533e-26)
 _ROUND_32, _ROUND_64 = 1.5 * 2.0**23, 1.5 * 2.0**52
 _EXP_32 = (
     0.001381454105884606023,
@@ -139,7 +139,10 @@ def reduce_argument(storage, x, n):
 
 @inlined
 def exp_polynomial(storage, r):
-    return polynomial(r, by_type(storage, _EXP_32, _EXP_64))
+    if has_fma():
+        return polynomial(r, by_type(storage, _EXP_32, _EXP_64))
+    # 1 + (r + r**2 tail): of Horner's last steps, in two roundings each, only the last counts in full
+    return 1.0 + (r + r * r * polynomial(r, by_type(storage, _EXP_32[:-2], _EXP_64[:-2])))
 
 
 @inlined
@@ -213,14 +216,50 @@ def nearest_whole(storage, x):
 
 
 @inlined
+def upper_half(a):
+    """The first 26 bits of a float64 vector. (By a mask: Veltkamp's product would overflow.)"""
+    return as_floats(as_bits(a) & -0x8000000)
+
+
+@inlined
+def rest_of_product(a, b, c):
+    """a*b + c of float64 vectors where c takes off nearly all of the product, to the last bits of that.
+
+    Without a fused multiply-add by Dekker's exact product: what two roundings leave is as large as what is looked for.
+    """
+    if has_fma():
+        return fma(a, b, c)
+    product = a * b
+    a_high, b_high = upper_half(a), upper_half(b)
+    a_low, b_low = a - a_high, b - b_high
+    rest = ((a_high * b_high - product) + (a_high * b_low + a_low * b_high)) + a_low * b_low
+    return (product + c) + rest
+
+
+@inlined
+def reduce_in_two(x, n):
+    """x - n ln 2 of float64 vectors as a sum of two.
+
+    Without a fused multiply-add from three parts of ln 2: the product of n with the nearest float64 would be rounded, an error
+    of up to |x| / 2 ulp in the exponential (8.5 ulp of a log_softmax).
+    """
+    if has_fma():
+        near = fma(n, -_LN2_FMA_64[0], x)
+        r = fma(n, -_LN2_FMA_64[1], near)
+        return r, fma(n, -_LN2_FMA_64[1], near - r)
+    near = x - n * _LN2_SPLIT_64[0]
+    step = n * _LN2_SPLIT_64[1]
+    r = near - step
+    return r, ((near - r) - step) - n * _LN2_SPLIT_64[2]
+
+
+@inlined
 def exp_in_two(x, x_low, magic, lowest):
     """As `exp_above` of float64 vectors, as a sum of two: within 2**-56."""
     x = select(x < lowest, lowest, x)
     shifted = fma(x, LOG2_E, magic)
-    n = shifted - magic
-    near = fma(n, -_LN2_FMA_64[0], x)
-    r = fma(n, -_LN2_FMA_64[1], near)
-    r_low = fma(n, -_LN2_FMA_64[1], near - r) + x_low
+    r, r_low = reduce_in_two(x, shifted - magic)
+    r_low = r_low + x_low
     # exp(r + r_low) = 1 + r + r**2 tail + r_low exp(r): the sum of the first two is exact with its rest
     first = 1.0 + r
     square = r * r * polynomial(r, _EXP_64[:-2])
@@ -403,13 +442,13 @@ def split_float(storage, a):
 @inlined
 def times_in_two(storage, a, a_low, b, b_low):
     """(a + a_low) (b + b_low) as a sum of two."""
+    product = a * b
+    rest = a * b_low + a_low * b
     if has_fma():
-        product = a * b
-        return product, fma(a, b, -product) + (a * b_low + a_low * b)
-    if by_type(storage, 0, 1) == 1:
-        return a * b, a * b_low + a_low * b
-    exact = widen(a) * widen(b)
-    return split_float(storage, exact + widen(a * b_low + a_low * b))
+        return product, fma(a, b, -product) + rest
+    # (of float32 all of this is exact)
+    wide = widen(product)
+    return product, narrow(storage, rest_of_product(widen(a), widen(b), -wide)) + rest
 
 
 def softcapped(storage, x, softcap):
@@ -491,15 +530,14 @@ def tanh_in_two(x, divisor):
     """
     divisor = splat_like(x, divisor)
     inverse = 1.0 / divisor
-    inverse_low = fma(-inverse, divisor, 1.0) * inverse
+    inverse_low = rest_of_product(-inverse, divisor, splat_like(x, 1.0)) * inverse
     size = absolute(x)
     size = select(size > 380.0 * divisor, 380.0 * divisor, size)
     u = size * inverse
-    u_low = fma(size, inverse, -u) + size * inverse_low
+    u_low = rest_of_product(size, inverse, -u) + size * inverse_low
     n = nearest_power(FLOAT64, u + u)
-    near = fma(n, -_LN2_FMA_64[0], u + u)
-    r = fma(n, -_LN2_FMA_64[1], near)
-    r_low = fma(n, -_LN2_FMA_64[1], near - r) + (u_low + u_low)
+    r, r_low = reduce_in_two(u + u, n)
+    r_low = r_low + (u_low + u_low)
     # powers above 2**1000 are the slope's alone, down to its underflow
     bounded = select(n > 1000.0, splat_like(n, 1000.0), n)
     power = exp2_whole(FLOAT64, bounded)
@@ -507,14 +545,14 @@ def tanh_in_two(x, divisor):
     square = r * r
     sum_of_two, rest = two_sum(r, 0.5 * square)
     grown, more = two_sum(sum_of_two, square * r * polynomial(r, _EXPM1_64))
-    grown_low = rest + more + 0.5 * fma(r, r, -square) + r_low * (1.0 + grown)
+    grown_low = rest + more + 0.5 * rest_of_product(r, r, -square) + r_low * (1.0 + grown)
     excess, excess_low = two_sum(power - 1.0, power * grown)
     excess_low = excess_low + power * grown_low
     below, below_low = two_sum(excess, splat_like(excess, 2.0))
     below_low = below_low + excess_low
     inverse = 1.0 / below
     tanh = excess * inverse
-    tanh_low = (fma(-tanh, below, excess) + (excess_low - tanh * below_low)) * inverse
+    tanh_low = (rest_of_product(-tanh, below, excess) + (excess_low - tanh * below_low)) * inverse
     inverse = fma(-below_low * inverse, inverse, inverse)
     # (1 - tanh) (1 + tanh): two roundings, where 4 (E + 1) / (E + 2)**2 has six
     other = 1.0 + tanh

@@ -146,9 +146,10 @@ class GuardedNumPy:
         return self.guard.place(np.zeros(shape, dtype))
 
     def scratch(self, size):
-        # callers round the address up to a multiple of 64; pages begin at one
+        # it begins at a multiple of 64; pages do
         rounded = (size + 63) // 64 * 64
-        return self.guard.place(np.full(rounded, 0x7F, np.uint8))
+        memory = self.guard.place(np.full(rounded, 0x7F, np.uint8))
+        return memory, memory.ctypes.data
 
 
 @contextlib.contextmanager

@@ -38,12 +38,13 @@ from fastswl.vectormath import (
     exp_reference,
     log_of_quotient,
     reduce_argument,
+    rest_of_product,
     split_exponent,
     two_sum,
 )
 
 LINE = 128  # bytes: 16 lanes of 8 bytes
-#: where each line stands; the first thirteen are known of a part of a row, too, see `part.py`
+#: where each line stands; the first thirteen are known of a part of a row, too, see `record.py`
 (
     TOP,  # the largest logit
     POWER,  # rint(m log2 e): N
@@ -184,7 +185,7 @@ def times_inverse(storage, numerator, inverse, inverse_low):
     first = widen(narrow(storage, product))
     rest = product - first
     if in_float64(storage):
-        rest = fma(numerator, inverse, -product) + numerator * inverse_low
+        rest = rest_of_product(numerator, inverse, -product) + numerator * inverse_low
     return first, rest
 
 
@@ -196,7 +197,7 @@ def invert_sums(storage, table, total, total_low):
     rest = inverse - first
     inverse_low = rest
     if in_float64(storage):
-        inverse_low = (fma(-inverse, total, 1.0) - inverse * total_low) * inverse
+        inverse_low = (rest_of_product(-inverse, total, splat_like(total, 1.0)) - inverse * total_low) * inverse
         rest = inverse_low
     store_wide(storage, table + INVERSE, first)
     store_wide(storage, table + INVERSE_LOW, rest)
@@ -245,7 +246,7 @@ def finish_rows(storage, plan, table):
     if in_float64(storage):
         # what division and rounding left behind (6.9 ulp without, 2.9 with)
         behind = two_sum(total, e)[1] + (total_low + e_low)
-        remainder = fma(-quotient, sum_of_both, difference) + (d_low - quotient * behind)
+        remainder = rest_of_product(-quotient, sum_of_both, difference) + (d_low - quotient * behind)
         core = core + select(near, 2.0 * remainder / sum_of_both, splat_like(core, 0.0))
     m_low = load_wide(storage, table + REFERENCE_LOW)
     far = fma(k, LN2, core - (reduce_argument(FLOAT64, m, power) + m_low))
@@ -296,7 +297,7 @@ def finish_rows(storage, plan, table):
     product = mass * factor
     scale, scale_low = times_inverse(storage, product, inverse, inverse_low)
     if in_float64(storage):
-        scale_low = scale_low + (fma(mass, factor, -product) + mass_low * factor) * inverse
+        scale_low = scale_low + (rest_of_product(mass, factor, -product) + mass_low * factor) * inverse
     store_wide(storage, table + SCALE, select(still, zero, scale))
     store_wide(storage, table + SCALE_LOW, select(still, zero, scale_low))
     store_wide(storage, table + SPREAD_SCALE, factor)
