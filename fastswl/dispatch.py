@@ -178,6 +178,10 @@ def _prepare(
     kernel = kernel_address(route.walk.name, *storages)
     call = functools.partial(entry(), kernel, address_of(plan), address_of(plan) + scratch, extent, *more)
     call.memory = memory  # type: ignore[attr-defined]
+    _keep(key, call)
+
+
+def _keep(key: tuple[Any, ...], call: Any) -> None:
     if len(prepared) >= PREPARED_SHAPES:
         prepared.clear()
     prepared[key] = call
@@ -206,9 +210,7 @@ def _prepare_softmax_in_blocks(key: tuple[Any, ...], storages: tuple[str, str], 
         run_kernel(kernel, packed_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, count)
         return 0.0
 
-    if len(prepared) >= PREPARED_SHAPES:
-        prepared.clear()
-    prepared[key] = call
+    _keep(key, call)
 
 
 def _plain(array: Array) -> bool:

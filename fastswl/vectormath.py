@@ -168,6 +168,8 @@ def exp_above(storage, x, magic, lowest):
 @inlined
 def exp_of_sum_above(storage, x, x_low, magic, lowest):
     """`exp_above` of x + x_low, the second being small beside the first."""
+    # beside a logit of -1e38 it is huge, and the polynomial of it infinite
+    x_low = select(x < lowest, splat_like(x, 0.0), x_low)
     r, power_of_two = reduce_above(storage, x, magic, lowest)
     return exp_polynomial(storage, r + x_low) * power_of_two
 
@@ -255,7 +257,8 @@ def reduce_in_two(x, n):
 
 @inlined
 def exp_in_two(x, x_low, magic, lowest):
-    """As `exp_above` of float64 vectors, as a sum of two: within 2**-56."""
+    """As `exp_of_sum_above` of float64 vectors, as a sum of two: within 2**-56."""
+    x_low = select(x < lowest, splat_like(x, 0.0), x_low)
     x = select(x < lowest, lowest, x)
     shifted = fma(x, LOG2_E, magic)
     r, r_low = reduce_in_two(x, shifted - magic)
@@ -451,18 +454,20 @@ def times_in_two(storage, a, a_low, b, b_low):
     return product, narrow(storage, rest_of_product(widen(a), widen(b), -wide)) + rest
 
 
-def softcapped(storage, x, softcap):
-    """softcap * tanh(x / softcap) as a sum of two, and its derivative."""
+def softcapped(storage, x, softcap, scale):
+    """softcap * tanh(x / softcap) as a sum of two, and its derivative; it will be multiplied by `scale`."""
 
 
 @overload(softcapped, inline="always")
-def _softcapped(storage, x, softcap):
+def _softcapped(storage, x, softcap, scale):
     if storage.storage.arithmetic.bitwidth == 32:
 
-        def cap(storage, x, softcap):
+        def cap(storage, x, softcap, scale):
             u = x * (1.0 / softcap)
-            # without fma nothing is carried along: all in float64
-            small = absolute(u) <= (SMALL_TANH if has_fma() else -1.0)
+            # all in float64 without fma, where nothing is carried along, where squares might leave float32's range, and where an
+            # error of 2**-29 of a logit were one of several ulp of its exponential
+            serves = has_fma() and softcap > 2.0**-40 and softcap * max(scale, 1.0) <= 128.0
+            small = absolute(u) <= (SMALL_TANH if serves else -1.0)
             z, z_low, slope = softcapped_near_zero(x, u, softcap)
             if any_lane(~small):
                 tanh, wide_slope = tanh_and_slope(widen(x) * (1.0 / softcap))
@@ -474,7 +479,7 @@ def _softcapped(storage, x, softcap):
 
     else:
 
-        def cap(storage, x, softcap):
+        def cap(storage, x, softcap, scale):
             tanh, tanh_low, slope = tanh_in_two(x, softcap)
             z, z_low = times_in_two(storage, tanh, tanh_low, splat_like(x, softcap), splat_like(x, 0.0))
             return z, z_low, slope
@@ -486,8 +491,8 @@ def _softcapped(storage, x, softcap):
 def softcapped_near_zero(x, u, softcap):
     """`softcapped` of float32 for |u| = |x / softcap| <= SMALL_TANH, and FMA: x + x (c u**2 + u**4 R(u**2)), minimax.
 
-    The first term's products are carried in two parts, the second is 0.8 % of x: z is within 2**-29 (a logit of 50 is one
-    of 1 ulp in its exponential). The same in float64 vectors and for all x takes 2.5 times the time.
+    The first term's products are carried in two parts, the second is 0.8 % of x: z is within 2**-29 (of a logit of 50 this is
+    1 ulp in its exponential). The same in float64 vectors and for all x takes 2.5 times the time.
     """
     square = x * x
     square_low = fma(x, x, -square)

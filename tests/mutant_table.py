@@ -1611,6 +1611,37 @@ FORMULAS = [
         "test_gradients.py::test_one_option",
     ),
     mutant(
+        "the least number masks a class of changed logits",
+        "vectormath.py",
+        "    # beside a logit of -1e38 it is huge, and the polynomial of it infinite\n"
+        "    x_low = select(x < lowest, splat_like(x, 0.0), x_low)\n",
+        "",
+        "test_special_values.py::test_the_least_number_serves_as_a_mask_of_changed_logits",
+    ),
+    mutant(
+        "changed logits far from 0 keep their digits",
+        BLOCK,
+        "            store(storage, low_parts + VECTOR_BYTES * i, select(low == low, low, splat_like(low, 0.0)))\n"
+        "        store(storage, place, x)",
+        "            x = load(storage, place) - shift\n        store(storage, place, x)",
+        "test_special_values.py::test_changed_logits_far_from_zero",
+    ),
+    mutant(
+        "a softcap may have any size",
+        "vectormath.py",
+        "serves = has_fma() and softcap > 2.0**-40 and softcap * max(scale, 1.0) <= 128.0",
+        "serves = has_fma()",
+        "test_special_values.py::test_a_softcap_of_any_size",
+        "test_special_values.py::test_changed_logits_far_from_zero",
+    ),
+    mutant(
+        "a small sample weight is not none",
+        PANEL,
+        "    ignored = load_wide(storage, table + ROW_WEIGHT) == 0.0",
+        "    ignored = narrow(storage, load_wide(storage, table + ROW_WEIGHT)) == 0.0",
+        "test_cross_entropy.py::test_a_small_sample_weight_is_not_none",
+    ),
+    mutant(
         "the gradient of logit_scale",
         DISPATCH,
         "upstream * plan.logit_scale",
@@ -1620,8 +1651,8 @@ FORMULAS = [
     mutant(
         "softcap comes before logit_scale",
         BLOCK,
-        "softcapped(storage, x, softcap)",
-        "softcapped(storage, x, softcap / scale)",
+        "softcapped(storage, x, softcap, scale)",
+        "softcapped(storage, x, softcap / scale, scale)",
         "test_value_and_grad.py::test_any_combination_of_options",
     ),
     mutant(
@@ -1696,7 +1727,7 @@ FORMULAS = [
     ),
     mutant(
         "logits far from 0",
-        ROWS,
+        BLOCK,
         "FAR_32, FAR_64 = 1024.0, 4096.0",
         "FAR_32, FAR_64 = 1e30, 1e30",
         "test_exactness.py::TestBounds::test_softmax_family",

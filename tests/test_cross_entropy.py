@@ -144,6 +144,21 @@ def test_sample_weight_counts_in_the_divisor_too():
     assert mean == pytest.approx(7 * np.log(2.0) / 4, rel=1e-15)
 
 
+@pytest.mark.parametrize("n_classes", [5, 200])
+def test_a_small_sample_weight_is_not_none(n_classes):
+    """A row of weight 1e-60, less than float32 holds, beside an ignored one."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0, 2, (16, n_classes)).astype(np.float32), rng.integers(0, n_classes, 16)
+    weight = np.ones(16)
+    weight[3], weight[5] = 1e-60, 0.0
+    # weighed up again by what arrives from above
+    upstream = 1.0 / np.maximum(weight, 1e-60)
+    grad = swl.cross_entropy_value_and_grad(x, y, sample_weight=weight, reduction="none", upstream=upstream).grad
+    plain = swl.cross_entropy_value_and_grad(x, y, reduction="none").grad
+    assert_ulp(grad[3], plain[3], 2)
+    assert (grad[5] == 0).all()
+
+
 def test_sample_weight_broadcasts_to_the_samples():
     rng = np.random.default_rng(3)
     x = rng.normal(size=(4, 5, 6))

@@ -266,6 +266,52 @@ def test_the_slope_of_a_softcap_goes_to_zero_through_the_subnormals(dtype, softc
     assert (result.grad[-1, :2] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [4, 200])
+@pytest.mark.parametrize("softcap", [1e-35, 1e-25, 1e-12, 1e-3, 1e12, 1e15, 1e25, 1e35])
+def test_a_softcap_of_any_size(dtype, n_classes, softcap):
+    """Logits that are small beside it, near it, and far beyond."""
+    parts = np.resize([0.0, 1e-4, 0.3, -0.2, 0.49, 0.51, -0.9, 2.0], (8, n_classes))
+    x = (parts * np.linspace(0.1, 1.5, 8)[:, None] * softcap).astype(dtype)
+    # scaled to where softmax tells logits apart; gradients of less than 1e-26 have no digits left in float32
+    options = {"softcap": softcap, "logit_scale": max(5.0 / softcap, 1e-20)}
+    targets = np.arange(8) % n_classes
+    result = swl.cross_entropy_value_and_grad(x, targets, reduction="none", **options)
+    exact = reference_cross_entropy(x, targets, reduction="none", **options)
+    assert_ulp(result.loss, exact.rows, 6, exact.rows_terms)
+    assert_ulp(result.grad, exact.grad, 8, exact.grad_terms)
+
+
+@pytest.mark.parametrize("options", [{"logit_scale": 1.1}, {"softcap": 3.0}, {"softcap": 0.7, "label_smoothing": 0.1}])
+@pytest.mark.parametrize("n_classes", [6, 200, 5000])
+@pytest.mark.parametrize("offset", [1e3, 1e5, 1e7, -1e7, 1e8, 3e9])
+def test_changed_logits_far_from_zero(options, n_classes, offset):
+    """A scale and a softcap (here in units of the offset) round nothing off, however large the logits."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(0, 5, (16, n_classes)) + offset).astype(np.float32)
+    targets = rng.integers(0, n_classes, 16)
+    options = {**options, "softcap": options["softcap"] * abs(offset)} if "softcap" in options else options
+    result = swl.cross_entropy_value_and_grad(x, targets, reduction="none", **options)
+    exact = reference_cross_entropy(x, targets, reduction="none", **options)
+    assert_ulp(result.loss, exact.rows, 3, exact.rows_terms)
+    assert_ulp(result.grad, exact.grad, 6 if "softcap" in options else 3, exact.grad_terms)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [4, 200])
+def test_the_least_number_serves_as_a_mask_of_changed_logits(dtype, n_classes):
+    """As -inf does: what the other classes give is what they give without it."""
+    x = np.zeros((2, n_classes), dtype)
+    x[:, 2] = 1
+    x[:, 1] = np.finfo(dtype).min
+    left = np.delete(x, 1, axis=1)
+    got = swl.cross_entropy_value_and_grad(x, [0, 2], reduction="none", logit_scale=0.7)
+    plain = swl.cross_entropy_value_and_grad(left, [0, 1], reduction="none", logit_scale=0.7)
+    assert_ulp(got.loss, plain.loss, 1)
+    assert_ulp(np.delete(got.grad, 1, axis=1), plain.grad, 1)
+    assert (got.grad[:, 1] == 0).all()
+
+
 def test_softcap_tames_infinities():
     """The table speaks of c * tanh(x / c), and that is +-c for +-inf."""
     x = np.array([[INF, -INF, 0.0]])

@@ -4,12 +4,16 @@ A block is a piece of one row (lanes are neighbouring classes; the last vector i
 (one vector a class, one lane a row). The loops are the same: what differs between lanes stands in vectors.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from fastswl.compilation import inlined, routine
 from fastswl.simd import (
     VECTOR_BYTES,
     absolute,
+    any_lane,
+    by_type,
     fma,
     lane_numbers,
     lanes,
@@ -23,11 +27,17 @@ from fastswl.simd import (
     wide_zero,
     widen,
 )
-from fastswl.vectormath import accumulate, exp_above, exp_of_sum_above, softcapped, split_float, times_in_two
+from fastswl.vectormath import accumulate, exp_above, exp_of_sum_above, softcapped, split_float, times_in_two, two_sum
 
 #: bytes past what is read next, which come from main memory into the second-level cache meanwhile (loss alone, 1,000 classes:
 #: 0.84 to 0.76 of a copy; twice or half of it: 0.76 to 0.78)
 FAR_AHEAD = 8192
+
+
+#: a changed logit in two float32 has 47 bits, of which the last is 2**-26 here
+LARGE_LOGIT = 2.0**20
+#: a logit's distance from 0 from which on the row's maximum is subtracted first
+FAR_32, FAR_64 = 1024.0, 4096.0
 
 
 @inlined
@@ -105,11 +115,22 @@ def fill_block(storage, target, n, value):
 
 
 @routine
-def subtract(storage, source, n, shift):
-    """x - shift, in place: for rows far from 0, where it is exact for all that counts (Sterbenz)."""
+def subtract(storage, source, low_parts, n, shift):
+    """x - shift, in place: for rows far from 0, where it is exact for all that counts (Sterbenz).
+
+    The low parts of changed logits, half a unit of a number that large, are more than that of what is left: they are added. Where
+    they are far from 0 themselves, for logits from 3e10 on in float32, these count as they were rounded.
+    """
+    limit = by_type(storage, FAR_32, FAR_64)
     for i in range(n):
         place = source + VECTOR_BYTES * i
-        store(storage, place, load(storage, place) - shift)
+        x = load(storage, place) - shift
+        if low_parts != 0:
+            low = load(storage, low_parts + VECTOR_BYTES * i)
+            x, low = two_sum(x, select(absolute(low) < limit, low, splat_like(low, 0.0)))
+            # an infinite logit has no rest
+            store(storage, low_parts + VECTOR_BYTES * i, select(low == low, low, splat_like(low, 0.0)))
+        store(storage, place, x)
 
 
 @routine
@@ -123,8 +144,13 @@ def cap_and_scale(storage, source, low_parts, slopes, n, softcap, scale):
         x = load(storage, source + VECTOR_BYTES * i)
         z, z_low, slope = x, x * 0.0, splat_like(x, 1.0)
         if softcap != 0.0:
-            z, z_low, slope = softcapped(storage, x, softcap)
+            z, z_low, slope = softcapped(storage, x, softcap, scale)
         high, low = times_in_two(storage, z, z_low, factor, factor_low)
+        large = absolute(high) > LARGE_LOGIT
+        if by_type(storage, 0, 1) == 0 and any_lane(large):
+            # two float32 are too few digits
+            wide_high, wide_low = split_float(storage, (widen(z) + widen(z_low)) * scale)
+            high, low = select(large, wide_high, high), select(large, wide_low, low)
         top = larger(high, top)
         store(storage, source + VECTOR_BYTES * i, high)
         # an infinite z has no rest
@@ -149,9 +175,33 @@ def shift_logarithms(storage, source, n, reference, log_sum):
         store(storage, place, (load(storage, place) - reference) - log_sum)
 
 
+class MassSums(NamedTuple):
+    """Sums of q and of q (m - x) so far, in each lane, in two parts: what a loss with target mass everywhere is made of."""
+
+    total: Any
+    total_low: Any
+    distance: Any
+    distance_low: Any
+
+
+@inlined
+def no_mass(storage):
+    """The sums of nothing."""
+    zero = wide_zero(storage)
+    return MassSums(zero, zero, zero, zero)
+
+
+@inlined
+def add_mass(storage, sums, q, away):
+    """`sums` and a vector of q and of q (m - x) more."""
+    total, total_low = accumulate(storage, sums.total, sums.total_low, q)
+    distance, distance_low = accumulate(storage, sums.distance, sums.distance_low, away)
+    return MassSums(total, total_low, distance, distance_low)
+
+
 @routine
-def mass_in_pairs(storage, logits, mass, moves, ahead, n_pairs, reference, total, total_low, distance, distance_low):
-    """Add up over pairs of vectors q and q (m - x): what a loss with target mass everywhere is made of.
+def mass_in_pairs(storage, logits, mass, moves, ahead, n_pairs, reference, sums):
+    """Add up q and q (m - x) over pairs of vectors.
 
     A difference, a product and a sum are rounded, of terms that have one sign (1.5 ulp); pairs are added up in float64. Where
     the sums are not finite, `mass_and_distance` has to look again. `moves` is 0 where the mass is one vector for all classes. The
@@ -165,28 +215,13 @@ def mass_in_pairs(storage, logits, mass, moves, ahead, n_pairs, reference, total
         prefetch_second_level(ahead + moves * (offset + VECTOR_BYTES))
         gap = reference - load(storage, logits + offset)
         next_gap = reference - load(storage, logits + offset + VECTOR_BYTES)
-        total, total_low = accumulate(storage, total, total_low, first + second)
-        distance, distance_low = accumulate(storage, distance, distance_low, fma(second, next_gap, first * gap))
-    return total, total_low, distance, distance_low
+        sums = add_mass(storage, sums, first + second, fma(second, next_gap, first * gap))
+    return sums
 
 
 @routine
 def mass_and_distance(
-    storage,
-    logits,
-    low_parts,
-    mass,
-    moves,
-    struck,
-    first,
-    n,
-    n_numbers,
-    reference,
-    reference_low,
-    total,
-    total_low,
-    distance,
-    distance_low,
+    storage, logits, low_parts, mass, moves, struck, first, n, n_numbers, reference, reference_low, sums
 ):
     """The same of the vectors from `first` to `n`, all in float64, whatever the numbers are; of those past `n_numbers` nothing.
 
@@ -203,23 +238,14 @@ def mass_and_distance(
         gap = reference - widen(x)
         if low_parts != 0:
             gap = gap + (reference_low - widen(load(storage, low_parts + VECTOR_BYTES * i)))
-        total, total_low = accumulate(storage, total, total_low, q)
-        distance, distance_low = accumulate(storage, distance, distance_low, select(q == 0.0, zero, q * gap))
+        sums = add_mass(storage, sums, q, select(q == 0.0, zero, q * gap))
         if struck != 0:
             nothing = splat_like(x, 0.0)
             store(storage, struck + VECTOR_BYTES * i, select(x == -np.inf, nothing, narrow(storage, q)))
-    return total, total_low, distance, distance_low
+    return sums
 
 
 @inlined
 def settled(high, low):
     """The two parts of a compensated sum in one; an infinite sum leaves NaN as its rest."""
     return select(absolute(high) < np.inf, high + low, high)
-
-
-@routine
-def multiply(storage, values, factors, n):
-    """values * factors, in place."""
-    for i in range(n):
-        place = values + VECTOR_BYTES * i
-        store(storage, place, load(storage, place) * load(storage, factors + VECTOR_BYTES * i))

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastswl.compilation import inlined, routine
+from fastswl.kernels.block import FAR_32, FAR_64
 from fastswl.kernels.plan import INDEX_TARGETS, LOSS, spread_evenly, spread_wanted
 from fastswl.kernels.record import (
     PART_APART,
@@ -25,8 +26,6 @@ from fastswl.kernels.rows import (
     APART,
     APART_LOW,
     CLASS,
-    FAR_32,
-    FAR_64,
     POWER,
     REFERENCE,
     REFERENCE_LOW,

@@ -8,6 +8,8 @@ import numpy as np
 
 from fastswl.compilation import block_kernel, inlined, routine
 from fastswl.kernels.block import (
+    FAR_32,
+    FAR_64,
     block_maximum,
     cap_and_scale,
     exp_and_sum,
@@ -33,8 +35,6 @@ from fastswl.kernels.rows import (
     APART_EXP,
     APART_LOW,
     CLASS,
-    FAR_32,
-    FAR_64,
     INVERSE,
     INVERSE_LOW,
     LOG_SUM,
@@ -132,8 +132,10 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
     far = absolute(m) >= by_type(arithmetic, FAR_32, FAR_64)
     if any_lane(far):
         shift = select(far, m, splat_like(m, 0.0))
-        subtract(arithmetic, tile, n_classes, shift)
-        m = m - shift
+        subtract(arithmetic, tile, low_parts, n_classes, shift)
+        # 0, but for what low parts have added
+        m = select(far, block_maximum(arithmetic, tile, n_classes), m)
+        store_wide(arithmetic, table + TOP, select(far, widen(shift) + widen(m), widen(top)))
     store_wide(arithmetic, table + REFERENCE, widen(m))
     power = nearest_power(arithmetic, m)
     store_wide(arithmetic, table + POWER, widen(power))
@@ -229,7 +231,7 @@ def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last, 
 @routine
 def clear_ignored(storage, table, tile, n_classes):
     """An ignored row is as if it were 0."""
-    ignored = narrow(storage, load_wide(storage, table + ROW_WEIGHT)) == 0.0
+    ignored = load_wide(storage, table + ROW_WEIGHT) == 0.0
     for c in range(n_classes):
         x = load(storage, tile + VECTOR_BYTES * c)
         store(storage, tile + VECTOR_BYTES * c, select(ignored, splat_like(x, 0.0), x))

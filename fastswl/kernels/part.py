@@ -8,6 +8,8 @@ import numpy as np
 
 from fastswl.compilation import inlined, routine
 from fastswl.kernels.block import (
+    FAR_32,
+    FAR_64,
     block_maximum,
     cap_and_scale,
     exp_and_sum,
@@ -55,8 +57,6 @@ from fastswl.kernels.record import (
 from fastswl.kernels.rows import (
     APART,
     CLASS,
-    FAR_32,
-    FAR_64,
     INVERSE,
     INVERSE_LOW,
     LOG_SUM,
@@ -154,7 +154,7 @@ def row_part(
         fill_masked(arithmetic, plan, logits, -np.inf, size, outer, inner, first_class, n)
     shift = load_double(table + SHIFT + 8 * row)
     if shift != 0.0:
-        subtract(arithmetic, logits, n_vectors, narrow_splat(arithmetic, logits, shift))
+        subtract(arithmetic, logits, low_parts, n_vectors, narrow_splat(arithmetic, logits, shift))
     if plan.mask != 0 or shift != 0.0:
         tops = block_maximum(arithmetic, logits, n_vectors)
     top = lane(max_lanes(arithmetic, tops), 0)

@@ -80,8 +80,6 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     AGAIN,  # split walk: whether the row's sums have to be done (again)
 ) = range(0, 32 * LINE, LINE)
 TABLE_BYTES = 32 * LINE
-#: a logit's distance from 0 from which on the row's maximum is subtracted first
-FAR_32, FAR_64 = 1024.0, 4096.0
 
 
 @routine

@@ -7,7 +7,7 @@ classes in lanes.
 import numpy as np
 
 from fastswl.compilation import inlined, routine
-from fastswl.kernels.block import FAR_AHEAD, mass_and_distance, mass_in_pairs, settled
+from fastswl.kernels.block import FAR_AHEAD, mass_and_distance, mass_in_pairs, no_mass, settled
 from fastswl.kernels.lines import load_part, vectors_of
 from fastswl.kernels.plan import PROBABILITY_TARGETS, spread_evenly
 from fastswl.kernels.record import PART_DISTANCE, PART_MASS, PART_MASS_AT, PART_MASS_MOVES
@@ -43,7 +43,6 @@ from fastswl.simd import (
     store_int64,
     store_one,
     store_wide,
-    wide_zero,
     widen,
     word,
 )
@@ -174,7 +173,6 @@ def spread_of_tile(storage, target_storage, plan, table, tile, low_parts, mass, 
     elif load_int64(table + FILLED) == 0:
         put_weights(storage, plan, mass)
         store_int64(table + FILLED, 1)
-    zero = wide_zero(storage)
     reference, reference_low = widen(m), load_wide(storage, table + REFERENCE_LOW)
     # the next tile's, where rows follow each other
     ahead = at
@@ -182,23 +180,19 @@ def spread_of_tile(storage, target_storage, plan, table, tile, low_parts, mass, 
         ahead = plan.targets + outer * plan.targets_outer + (inner + lanes(storage)) * plan.targets_inner
     n, n_numbers = plan.n_classes, plan.n_classes * lanes(storage)
     first = word(0)
-    total, total_low, distance, distance_low = zero, zero, zero, zero
+    sums = no_mass(storage)
     if low_parts == 0:
         first = n // 2 * 2
-        total, total_low, distance, distance_low = mass_in_pairs(
-            storage, tile, at, moves, ahead, n // 2, m, total, total_low, distance, distance_low
-        )
-    total, total_low, distance, distance_low = mass_and_distance(
-        storage, tile, low_parts, at, moves, word(0), first, n, n_numbers, reference, reference_low,
-        total, total_low, distance, distance_low,
+        sums = mass_in_pairs(storage, tile, at, moves, ahead, n // 2, m, sums)
+    sums = mass_and_distance(
+        storage, tile, low_parts, at, moves, word(0), first, n, n_numbers, reference, reference_low, sums,
     )  # fmt: skip
-    q_sum, away = settled(total, total_low), settled(distance, distance_low)
+    q_sum, away = settled(sums.total, sums.total_low), settled(sums.distance, sums.distance_low)
     if not all_finite(q_sum, away):
-        total, total_low, distance, distance_low = mass_and_distance(
-            storage, tile, low_parts, at, moves, mass, word(0), n, n_numbers, reference, reference_low,
-            zero, zero, zero, zero,
+        sums = mass_and_distance(
+            storage, tile, low_parts, at, moves, mass, word(0), n, n_numbers, reference, reference_low, no_mass(storage),
         )  # fmt: skip
-        q_sum, away = settled(total, total_low), settled(distance, distance_low)
+        q_sum, away = settled(sums.total, sums.total_low), settled(sums.distance, sums.distance_low)
         at, moves = mass, word(1)
         store_int64(table + FILLED, 0)
     if even:
@@ -265,36 +259,30 @@ def spread_of_part(
             load_part(target_storage, mass + behind, at + behind, plan.targets_class, left)
     else:
         make_mass(storage, target_storage, plan, mass, n_vectors, outer, inner, first_class, n)
-    zero = wide_zero(storage)
-    reference, reference_low = widen(m), splat_like(zero, m_low)
+    reference = widen(m)
+    reference_low = splat_like(reference, m_low)
     n_first = 2 * n_pairs
     place = source if whole > 0 else logits
-    total, total_low, distance, distance_low = zero, zero, zero, zero
+    sums = no_mass(storage)
     if low_parts == 0:
-        total, total_low, distance, distance_low = mass_in_pairs(
-            storage, place, at, moves, at + moves * FAR_AHEAD, n_pairs, m, total, total_low, distance, distance_low
-        )
+        sums = mass_in_pairs(storage, place, at, moves, at + moves * FAR_AHEAD, n_pairs, m, sums)
     else:
-        total, total_low, distance, distance_low = mass_and_distance(
-            storage, place, low_parts, at, moves, word(0), word(0), n_first, n, reference, reference_low,
-            total, total_low, distance, distance_low,
+        sums = mass_and_distance(
+            storage, place, low_parts, at, moves, word(0), word(0), n_first, n, reference, reference_low, sums,
         )  # fmt: skip
-    total, total_low, distance, distance_low = mass_and_distance(
-        storage, logits, low_parts, rest_at, moves, word(0), n_first, n_vectors, n, reference, reference_low,
-        total, total_low, distance, distance_low,
+    sums = mass_and_distance(
+        storage, logits, low_parts, rest_at, moves, word(0), n_first, n_vectors, n, reference, reference_low, sums,
     )  # fmt: skip
-    q_sum, away = settled(total, total_low), settled(distance, distance_low)
+    q_sum, away = settled(sums.total, sums.total_low), settled(sums.distance, sums.distance_low)
     if not all_finite(q_sum, away):
         # once more, and what is left of the mass goes into scratch memory
-        total, total_low, distance, distance_low = mass_and_distance(
-            storage, place, low_parts, at, moves, mass, word(0), n_first, n, reference, reference_low,
-            zero, zero, zero, zero,
+        sums = mass_and_distance(
+            storage, place, low_parts, at, moves, mass, word(0), n_first, n, reference, reference_low, no_mass(storage),
         )  # fmt: skip
-        total, total_low, distance, distance_low = mass_and_distance(
-            storage, logits, low_parts, rest_at, moves, mass, n_first, n_vectors, n, reference, reference_low,
-            total, total_low, distance, distance_low,
+        sums = mass_and_distance(
+            storage, logits, low_parts, rest_at, moves, mass, n_first, n_vectors, n, reference, reference_low, sums,
         )  # fmt: skip
-        q_sum, away = settled(total, total_low), settled(distance, distance_low)
+        q_sum, away = settled(sums.total, sums.total_low), settled(sums.distance, sums.distance_low)
         at, moves = mass, word(1)
     mass_sum, distance_sum = sum_one(storage, q_sum), sum_one(storage, away)
     if even:
