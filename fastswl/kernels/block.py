@@ -142,7 +142,7 @@ def cap_and_scale(storage, source, low_parts, slopes, n, softcap, scale):
     factor, factor_low = split_float(storage, splat_like(widen(like), scale))
     for i in range(n):
         x = load(storage, source + VECTOR_BYTES * i)
-        z, z_low, slope = x, x * 0.0, splat_like(x, 1.0)
+        z, z_low, slope = x, splat_like(x, 0.0), splat_like(x, 1.0)
         if softcap != 0.0:
             z, z_low, slope = softcapped(storage, x, softcap, scale)
         high, low = times_in_two(storage, z, z_low, factor, factor_low)
