@@ -100,8 +100,8 @@ SLOW = (
         tuple(
             (file, old, "    for _ in range({steps}):\n        pass\n" + old)
             for file, old in (
-                ("functions.py", "    call = lazy.prepared.get((dtype, shape, targets.dtype, reduction, with_grad))\n"),
-                ("softmax_family.py", "    call = lazy.prepared.get((operation, dtype, shape))\n"),
+                ("functions.py", "    call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)\n"),
+                ("softmax_family.py", "    call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)\n"),
             )
         ),
         26,

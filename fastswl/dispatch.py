@@ -1,30 +1,24 @@
 """From a checked call to kernels: the route, the divisor, the walk, the sum of the losses.
 
-What shapes and options decide is found once (`walks.find_route`); a call fills in addresses. Small calls of contiguous
-arrays without options don't come here again: `prepared` holds them ready.
+What shapes and options decide is found once (`walks.find_route`); a call fills in addresses. Calls of contiguous arrays without
+options don't come here again: `fastswl.prepared` holds them ready.
 """
 
-import ctypes
 import functools
 import math
-import sys
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastswl import threads
 from fastswl.arguments import LossPlan, empty_error, index_error
-from fastswl.kernels.entry import REFUSED, small_loss, small_softmax
 from fastswl.kernels.plan import (
     CHANGING,
-    CHANGING_LAYOUT,
     INDEX_TARGETS,
     LOG_SOFTMAX,
     LOGSUMEXP,
     LOSS,
     NO_TARGETS,
-    PLAN_BYTES,
     PROBABILITY_TARGETS,
     SOFTMAX,
     Plan,
@@ -34,26 +28,18 @@ from fastswl.kernels.rows import AGAIN, TABLE_BYTES
 from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS
 from fastswl.kernels.split import DESCRIBE, FINISH, MERGE, SUM_UP
 from fastswl.kernels.targets import INDEX_CODES
-from fastswl.running import kernel_address, packed_plan, run_kernel
+from fastswl.prepared import exact_sum, keep_loss, keep_softmax, total_of_blocks
+from fastswl.running import PARALLEL_ELEMENTS, address_of, kernel_address, packed_plan, run_kernel
 from fastswl.simd import STORAGES
-from fastswl.walks import BLOCK_ELEMENTS, Options, Route, find_route, pack_fixed
+from fastswl.walks import Options, Route, find_route, pack_fixed
 
 Array = npt.NDArray[Any]
 OPERATIONS = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
-#: elements below which no parallel region is started
-PARALLEL_ELEMENTS = 32768
 #: bytes of the tables of rows that the split walk works on at once
 SPLIT_TABLE_BYTES = 4 << 20
 #: where each array's address stands among the changing words
 _PLACE = {name: number for number, name in enumerate(Plan._fields[:CHANGING])}
 _NO_ADDRESSES = (0,) * CHANGING
-_DATA = object.__basicsize__
-
-
-def address_of(array: Array) -> int:
-    """Address of an array's first element: the first field of its C structure (eight times as fast as `array.ctypes.data`)."""
-    value: int = ctypes.c_ssize_t.from_address(id(array) + _DATA).value
-    return value
 
 
 class _Arrays:
@@ -148,99 +134,6 @@ def _walk_split(route: Route, storages: tuple[str, str], words: list[Any], n_thr
                 step(FINISH, count * n_parts)
 
 
-# --- small calls of shapes seen before ------------------------------------------------------------------------------------
-
-#: (operation, dtype, shape) or (dtype, shape, dtype of targets, reduction, with gradient) -> a call that takes the arrays
-prepared: dict[tuple[Any, ...], Any] = {}
-#: a kept call has one plan and one scratch memory, which the GIL guards
-_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
-#: elements up to which a call's way through Python counts (1e6: 12 us of 200)
-PREPARED_ELEMENTS = 1 << 20
-#: shapes kept; past it all are forgotten (a program that goes through thousands of shapes gains nothing by them)
-PREPARED_SHAPES = 256
-
-
-def _prepare(
-    key: tuple[Any, ...], entry: Any, storages: tuple[str, str], route: Route, extent: int, *more: int
-) -> None:
-    """Keep a call of contiguous arrays whose rows are one block: `entry` with all but the arrays given."""
-    if not _can_prepare(route):
-        return
-    partials = (PLAN_BYTES + 63) // 64 * 64
-    scratch = partials + 64
-    memory = np.zeros(scratch + route.walk.scratch_bytes + 64, np.uint8)
-    plan = memory[-address_of(memory) % 64 :]
-    words = list(_NO_ADDRESSES)
-    words[_PLACE["partials"]] = address_of(plan) + partials
-    words[_PLACE["weight_total"]] = route.fields["n_classes"]
-    packed = CHANGING_LAYOUT.pack(*words) + route.fixed
-    plan[: len(packed)] = np.frombuffer(packed, np.uint8)
-    kernel = kernel_address(route.walk.name, *storages)
-    call = functools.partial(entry(), kernel, address_of(plan), address_of(plan) + scratch, extent, *more)
-    call.memory = memory  # type: ignore[attr-defined]
-    _keep(key, call)
-
-
-def _keep(key: tuple[Any, ...], call: Any) -> None:
-    if len(prepared) >= PREPARED_SHAPES:
-        prepared.clear()
-    prepared[key] = call
-
-
-def _can_prepare(route: Route) -> bool:
-    return route.walk.name != "split" and len(route.pieces) == 1 and route.fields["n_outer"] == 1 and _GIL
-
-
-def _prepare_softmax_in_blocks(key: tuple[Any, ...], storages: tuple[str, str], route: Route, extent: int) -> None:
-    """The same of a call of several blocks, without the GIL; what it does in Python takes 4 us, all checks take 12."""
-    if not _can_prepare(route):
-        return
-    kernel = kernel_address(route.walk.name, *storages)
-    serial = route.n_rows * route.fields["n_classes"] < PARALLEL_ELEMENTS
-    logits_place, out_place = _PLACE["logits"], _PLACE["out"]
-
-    def call(n_threads: int | None, x: Array, out: Array) -> float:
-        x_address, out_address = address_of(x), address_of(out)
-        flags = out.flags
-        if not (x.flags.aligned and flags.aligned and flags.writeable) or 0 < abs(out_address - x_address) < extent:
-            return REFUSED
-        words: list[Any] = list(_NO_ADDRESSES)
-        words[logits_place], words[out_place] = x_address, out_address
-        count = 1 if serial else n_threads or threads.get_num_threads()
-        run_kernel(kernel, packed_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, count)
-        return 0.0
-
-    _keep(key, call)
-
-
-def _plain(array: Array) -> bool:
-    return bool(array.flags.c_contiguous) and array.size > 0
-
-
-def _plain_options(plan: LossPlan) -> bool:
-    """Whether a call has class indices and contiguous arrays and no option but "mean" or "sum"."""
-    return (
-        not plan.probabilities
-        and plan.reduction != "none"
-        and plan.weight is None
-        and plan.sample_weight is None
-        and plan.class_mask is None
-        and plan.probabilities_out is None
-        and plan.normalizer is None
-        and plan.ignore_index == -100
-        and plan.label_smoothing == 0.0
-        and plan.z_loss == 0.0
-        and plan.logit_scale == 1.0
-        and plan.softcap is None
-        and isinstance(plan.upstream, float)
-        and plan.upstream == 1.0
-        and _plain(plan.logits)
-        and _plain(plan.targets)
-        and (plan.grad is None or _plain(plan.grad))
-        and plan.logits.dtype.kind in "fV"
-    )
-
-
 # --- what the public functions call -------------------------------------------------------------------------------------
 
 
@@ -260,12 +153,8 @@ def run_softmax_family(operation: str, x: Array, out: Array, n_threads: int) -> 
     route = arrays.route(storages[0], x.shape, 2 if code == LOG_SOFTMAX else 1, Options(code, NO_TARGETS))
     for offsets in route.pieces:
         _walk_over(route, storages, arrays.changing(offsets), n_threads, None)
-    if code != LOGSUMEXP and _plain(x) and _plain(out) and x.dtype == out.dtype:
-        key = (operation, x.dtype, x.shape)
-        if route.n_blocks == 1:
-            _prepare(key, small_softmax, storages, route, x.nbytes)
-        elif x.size <= PREPARED_ELEMENTS:
-            _prepare_softmax_in_blocks((*key, "in blocks"), storages, route, x.nbytes)
+    if code != LOGSUMEXP and x.dtype == out.dtype:
+        keep_softmax((operation, x.dtype, x.shape), storages, route, x, out)
 
 
 def _loss_arrays(plan: LossPlan) -> _Arrays:
@@ -284,17 +173,13 @@ def _loss_arrays(plan: LossPlan) -> _Arrays:
 
 def _loss_options(plan: LossPlan) -> tuple[Options, int]:
     """The options of a plan, and the tables of the size of the exponentials that they need."""
-    ignore_index = int(plan.ignore_index)
-    if not plan.probabilities and plan.targets.dtype == np.uint64 and ignore_index < 0:
-        # no unsigned index is negative, though the kernels read those past 2**63 so
-        ignore_index = -(2**63)
     changed = plan.softcap is not None or plan.logit_scale != 1.0
     spread = plan.probabilities or plan.label_smoothing != 0.0
     options = Options(
         LOSS,
         PROBABILITY_TARGETS if plan.probabilities else INDEX_TARGETS,
         0 if plan.probabilities else INDEX_CODES[storage_of(plan.targets.dtype)],
-        ignore_index,
+        int(plan.ignore_index),
         float(plan.label_smoothing),
         float(plan.z_loss),
         float(plan.logit_scale),
@@ -317,7 +202,7 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
         held = np.zeros(logits.shape[-1] + layout.lanes, f"f{layout.arithmetic.bitwidth // 8}")
         held[: -layout.lanes] = plan.weight
         others["weight"], others["weight_vector"] = address_of(plan.weight), address_of(held)
-        others["weight_total"] = math.fsum(plan.weight.tolist())
+        others["weight_total"] = exact_sum(plan.weight.tolist())
 
     divisor = _divisor(plan, arrays, route, others)
     upstream = 1.0 if isinstance(plan.upstream, np.ndarray) else plan.upstream
@@ -336,10 +221,8 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
         _walk_over(route, storages, arrays.changing(offsets, **others), plan.n_threads, partials)
     if partials is None:
         return None
-    if logits.size <= BLOCK_ELEMENTS and _plain_options(plan):
-        key = (logits.dtype, logits.shape, targets.dtype, plan.reduction, plan.grad is not None)
-        _prepare(key, small_loss, storages, route, logits.nbytes, int(plan.reduction == "mean"))
-    total = _total(partials)
+    keep_loss(storages, route, plan)
+    total = total_of_blocks(partials[0] if len(partials) == 1 else np.concatenate(partials))
     if plan.reduction == "sum":
         return np.float64(total)
     if divisor == 0.0:
@@ -348,15 +231,6 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
             plan.grad[...] = 0
         return np.float64(0.0 if plan.empty == "zero" else math.nan)
     return np.float64(total / divisor)
-
-
-def _total(partials: list[Array]) -> float:
-    """The sum of all blocks, rounded once; if it is not finite, the sum of the sums (their rests are NaN then)."""
-    sums = partials[0] if len(partials) == 1 else np.concatenate(partials)
-    values = sums.ravel().tolist()
-    if all(map(math.isfinite, values)):
-        return math.fsum(values)
-    return float(sums[:, 0].sum())
 
 
 def _divisor(plan: LossPlan, arrays: _Arrays, route: Route, others: dict[str, Any]) -> float:
@@ -377,7 +251,7 @@ def _divisor(plan: LossPlan, arrays: _Arrays, route: Route, others: dict[str, An
             if first_bad >= 0.0:
                 _raise_index_error(plan)
             sums += (divisor, rest)
-    return math.fsum(sums)
+    return exact_sum(sums)
 
 
 def _raise_index_error(plan: LossPlan) -> None:

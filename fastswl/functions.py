@@ -19,6 +19,7 @@ from fastswl.arguments import (
     DEFAULT_REDUCTION,
     DEFAULT_UPSTREAM,
     DEFAULT_Z_LOSS,
+    REFUSED,
     LossPlan,
     empty_error,
     index_error,
@@ -162,15 +163,16 @@ def cross_entropy(
     if (
         (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and axis is DEFAULT_AXIS
-        and weight is sample_weight is normalizer is softcap is class_mask is out is None
-        and ignore_index is DEFAULT_IGNORE_INDEX
-        and label_smoothing is DEFAULT_LABEL_SMOOTHING
+        and weight is sample_weight is normalizer is class_mask is out is None
         and empty is DEFAULT_EMPTY
-        and z_loss is DEFAULT_Z_LOSS
-        and logit_scale is DEFAULT_LOGIT_SCALE
+        and type(reduction) is str
+        and type(ignore_index) is int
+        and type(label_smoothing) is type(z_loss) is type(logit_scale) is float
+        and (softcap is None or type(softcap) is float)
         and type(logits) is type(targets) is np.ndarray
     ):
-        value = _small(logits, targets, reduction, None, False)
+        scalars = (reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap)
+        value = _seen_before(logits, targets, scalars, None, False, n_threads)
         if value is not None:
             return value
     plan, _ = loss_plan(
@@ -182,23 +184,31 @@ def cross_entropy(
     return loss if loss is not None else per_sample_losses(plan, out)
 
 
-def _small(logits: npt.NDArray[Any], targets: npt.NDArray[Any], reduction: str, grad_out: Any, with_grad: bool) -> Any:
-    """Return the result for small contiguous arrays of shapes seen before and no option, None to go the way of all checks."""
+def _seen_before(
+    logits: npt.NDArray[Any],
+    targets: npt.NDArray[Any],
+    scalars: tuple[Any, ...],
+    grad_out: Any,
+    with_grad: bool,
+    n_threads: int | None,
+) -> Any:
+    """Return the result for contiguous arrays of shapes and scalar options seen before, None to go the way of all checks."""
     dtype, shape = logits.dtype, logits.shape
-    call = lazy.prepared.get((dtype, shape, targets.dtype, reduction, with_grad))
-    if call is None or targets.shape != shape[:-1] or not logits.flags.c_contiguous or not targets.flags.c_contiguous:
+    key = (dtype, shape, targets.dtype, targets.shape, int(with_grad), scalars)
+    call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)
+    if call is None or not logits.flags.c_contiguous or not targets.flags.c_contiguous:
         return None
-    if not with_grad:
-        value = call(logits, targets, logits)
-        return np.float64(value) if value >= 0.0 or value != value else None
     grad = grad_out
-    if grad is None:
+    if not with_grad:
+        grad = logits
+    elif grad is None:
         grad = np.empty(shape, dtype)
     elif type(grad) is not np.ndarray or grad.dtype is not dtype or grad.shape != shape or not grad.flags.c_contiguous:
         return None
-    value = call(logits, targets, grad)
-    # a negative value refuses; NaN is a result
-    return None if value < 0.0 else LossAndGrad(np.float64(value), grad)
+    value = call(logits, targets, grad, logits)
+    if value == REFUSED:
+        return None
+    return LossAndGrad(np.float64(value), grad) if with_grad else np.float64(value)
 
 
 def per_sample_losses(plan: LossPlan, out: Any) -> Any:
@@ -278,16 +288,17 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
     if (
         (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and axis is DEFAULT_AXIS
-        and weight is sample_weight is normalizer is softcap is class_mask is out is None
-        and ignore_index is DEFAULT_IGNORE_INDEX
-        and label_smoothing is DEFAULT_LABEL_SMOOTHING
+        and weight is sample_weight is normalizer is class_mask is out is None
         and empty is DEFAULT_EMPTY
-        and z_loss is DEFAULT_Z_LOSS
-        and logit_scale is DEFAULT_LOGIT_SCALE
+        and type(reduction) is str
+        and type(ignore_index) is int
+        and type(label_smoothing) is type(z_loss) is type(logit_scale) is float
+        and (softcap is None or type(softcap) is float)
         and upstream is DEFAULT_UPSTREAM
         and type(logits) is type(targets) is np.ndarray
     ):
-        value: LossAndGrad | None = _small(logits, targets, reduction, grad_out, True)
+        scalars = (reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap)
+        value: LossAndGrad | None = _seen_before(logits, targets, scalars, grad_out, True, n_threads)
         if value is not None:
             return value
     plan, grad = loss_plan(

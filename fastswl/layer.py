@@ -15,6 +15,7 @@ from fastswl.arguments import (
     DEFAULT_REDUCTION,
     DEFAULT_UPSTREAM,
     DEFAULT_Z_LOSS,
+    REFUSED,
     RESULT_DTYPE,
     Array,
     OwnedBuffers,
@@ -122,6 +123,15 @@ z_loss, logit_scale, softcap, class_mask, n_threads
         self._sample_weight = _copy_or_none("sample_weight", sample_weight)
         self._class_mask = _copy_or_none("class_mask", class_mask)
         self._n_threads = None if n_threads is None else thread_count(n_threads)
+        # what a call that is kept ready is known by, None where there can be none
+        self._scalars_of_calls = None
+        if (
+            axis is DEFAULT_AXIS
+            and weight is sample_weight is class_mask is normalizer is None
+            and empty == DEFAULT_EMPTY
+        ):
+            index, smoothing, name, _, _, extra, scale, cap = self._scalars
+            self._scalars_of_calls = (name, index, smoothing, extra, scale, cap)
         self._buffers: OwnedBuffers | None = None
         self._grad_view: Array | None = None  # class axis last; None before the first forward
         self._class_axis = 0
@@ -154,6 +164,10 @@ z_loss, logit_scale, softcap, class_mask, n_threads
         >>> print(SoftmaxWithLoss(reduction="sum").forward(np.zeros((2, 4)), [1, 3]).round(6))
         2.772589
         """
+        if self._scalars_of_calls is not None and type(x) is type(t) is np.ndarray:
+            loss = self._forward_seen_before(x, t)
+            if loss is not None:
+                return loss
         threads = lazy.resolved_thread_count(self._n_threads)
         logits, axis = read_logits(x, self._axis)
         targets = as_array("targets", t)
@@ -182,6 +196,27 @@ z_loss, logit_scale, softcap, class_mask, n_threads
         self._class_axis = axis
         self.t = targets.copy()
         self.loss = loss
+        return loss
+
+    def _forward_seen_before(self, x: Array, t: Array) -> np.float64 | None:
+        """Return the loss of contiguous arrays of shapes seen before, None to go the way of all checks."""
+        owned = self._buffers
+        dtype, shape = x.dtype, x.shape
+        if owned is None or owned.grad.shape != shape or owned.grad.dtype != dtype:
+            return None
+        key = (dtype, shape, t.dtype, t.shape, 2, self._scalars_of_calls)
+        call = lazy.prepared.get(key) or lazy.call_in_blocks(key, self._n_threads)
+        in_order = x.flags.c_contiguous and t.flags.c_contiguous and owned.grad.flags.c_contiguous
+        if call is None or not in_order:
+            return None
+        value = call(x, t, owned.grad, owned.probabilities)
+        if value == REFUSED:
+            return None
+        self._grad_view = owned.grad
+        self._class_axis = x.ndim - 1
+        self.y = owned.probabilities
+        self.t = t.copy()
+        self.loss = loss = np.float64(value)
         return loss
 
     def _buffers_for(self, logits: Array, targets: Array) -> OwnedBuffers:

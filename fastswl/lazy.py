@@ -1,5 +1,6 @@
 """The kernels, imported by the first call: ``import fastswl`` imports NumPy only."""
 
+import functools
 from types import ModuleType
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from fastswl.arguments import thread_count
 dispatch: Any = None
 threads: Any = None
 
-#: small calls of shapes seen before: `dispatch.prepared`, once `load` has run
+#: calls of shapes seen before: those of `fastswl.prepared`, once `load` has run
 prepared: dict[tuple[Any, ...], Any] = {}
 
 #: public names that live in `fastswl.threads`
@@ -33,9 +34,16 @@ def load() -> None:
     with forks.at_work:
         load_threads()
         from fastswl import dispatch as module
+        from fastswl.prepared import prepared as calls
 
-        prepared = module.prepared
+        prepared = calls
         dispatch = module
+
+
+def call_in_blocks(key: tuple[Any, ...], n_threads: int | None) -> Any:
+    """Return a kept call of several blocks that takes the arrays, or None."""
+    call = prepared.get((*key, "in blocks"))
+    return None if call is None else functools.partial(call, n_threads)
 
 
 def resolved_thread_count(n_threads: int | None) -> int:

@@ -1,6 +1,5 @@
 """softmax, log_softmax and logsumexp: documentation, checks and allocation around the kernels."""
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy.typing as npt
 from fastswl import lazy
 from fastswl.arguments import (
     DEFAULT_AXIS,
+    REFUSED,
     RESULT_DTYPE,
     as_array,
     check_output,
@@ -164,19 +164,15 @@ def log_softmax(
 def _seen_before(operation: str, x: npt.NDArray[Any], out: Any, n_threads: int | None) -> Any:
     """Return the result of a contiguous array of a shape seen before, None if it has to go the way of all checks."""
     dtype, shape = x.dtype, x.shape
-    call = lazy.prepared.get((operation, dtype, shape))
-    if call is None:
-        in_blocks = lazy.prepared.get((operation, dtype, shape, "in blocks"))
-        if in_blocks is None:
-            return None
-        call = functools.partial(in_blocks, n_threads)
-    if not x.flags.c_contiguous:
+    key = (operation, dtype, shape)
+    call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)
+    if call is None or not x.flags.c_contiguous:
         return None
     if out is None:
         out = np.empty(shape, dtype)
     elif type(out) is not np.ndarray or out.dtype is not dtype or out.shape != shape or not out.flags.c_contiguous:
         return None
-    return out if call(x, out) == 0.0 else None
+    return None if call(x, out) == REFUSED else out
 
 
 def _same_shape(operation: str, x: object, axis: object, out: Any, n_threads: int | None) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from problems import soft_targets
 
 import fastswl as swl
-from fastswl import dispatch, running, walks
+from fastswl import dispatch, lazy, prepared, running, walks
 
 try:
     import ml_dtypes
@@ -157,11 +157,13 @@ def guarded_internals():
     """Scratch memory and the dispatch's own arrays against inaccessible pages."""
     internals = GuardedNumPy()
     scratch = running._scratch
-    dispatch.np, running._scratch = internals, internals.scratch
+    dispatch.np = prepared.np = internals
+    running._scratch = internals.scratch
     try:
         yield internals
     finally:
-        dispatch.np, running._scratch = np, scratch
+        dispatch.np = prepared.np = np
+        running._scratch = scratch
 
 
 @contextlib.contextmanager
@@ -170,13 +172,13 @@ def crossovers(**values):
     before = {name: getattr(walks, name) for name in values}
     walks.__dict__.update(values)
     walks.find_route.cache_clear()
-    dispatch.prepared.clear()
+    lazy.prepared.clear()
     try:
         yield
     finally:
         walks.__dict__.update(before)
         walks.find_route.cache_clear()
-        dispatch.prepared.clear()
+        lazy.prepared.clear()
 
 
 def same(a, b):
@@ -281,7 +283,7 @@ def main(seed: int = 0, calls: int = 400) -> None:
                 one_call(rng, guard, kind, np.dtype(dtype), log)
                 guard.check_and_free()
                 done += 1
-            dispatch.prepared.clear()  # these hold plans in guarded memory
+            lazy.prepared.clear()  # these hold plans in guarded memory
             internals.guard.check_and_free()
     print(done)
 

@@ -568,14 +568,14 @@ THREAD_COUNTS = [
     ),
     mutant(
         "small work starts no parallel region",
-        DISPATCH,
+        RUNNING,
         "PARALLEL_ELEMENTS = 32768",
         "PARALLEL_ELEMENTS = 0",
         "test_walks.py::test_small_work_starts_no_parallel_region",
     ),
     mutant(
         "large work is shared",
-        DISPATCH,
+        RUNNING,
         "PARALLEL_ELEMENTS = 32768",
         "PARALLEL_ELEMENTS = 1 << 40",
         "test_walks.py::test_large_work_is_shared_and_one_thread_is_one_thread",
@@ -614,9 +614,9 @@ WHICH_WALK = [
     ),
     mutant(
         "a small call is kept ready",
-        DISPATCH,
-        "    call.memory = memory  # type: ignore[attr-defined]",
-        "    return",
+        "prepared.py",
+        "        if _GIL:\n",
+        "        if not _GIL:\n",
         "test_walks.py::test_a_small_call_is_kept_ready_and_gives_the_same_bits",
     ),
 ]
@@ -905,8 +905,8 @@ TARGET_KINDS = [
     mutant(
         "a kept call checks its indices: other widths",
         "kernels/entry.py",
-        "                if chosen < 0 or chosen >= plan.n_classes:",
-        "                if chosen >= plan.n_classes:",
+        "            if chosen < 0 or chosen >= plan.n_classes:",
+        "            if chosen >= plan.n_classes:",
         "test_errors.py::test_a_bad_target_in_a_call_that_is_kept_ready",
     ),
     mutant(
@@ -968,9 +968,9 @@ TARGET_KINDS = [
     ),
     mutant(
         "unsigned indices of 64 bits are never negative",
-        DISPATCH,
-        "        ignore_index = -(2**63)",
-        "        pass",
+        "kernels/targets.py",
+        "    if code == 7:\n        return load_integers(storage, address, 64, False)",
+        "    if code == 7:\n        return load_integers(storage, address, 64, True)",
         "test_cross_entropy.py::test_ignore_index_is_compared_by_value",
     ),
 ]
@@ -1042,7 +1042,7 @@ OPTIONS = [
     mutant(
         "smoothing with weights weighs every class",
         DISPATCH,
-        "math.fsum(plan.weight.tolist())",
+        "exact_sum(plan.weight.tolist())",
         "float(logits.shape[-1])",
         "test_torch.py::test_cross_entropy",
     ),
@@ -1225,35 +1225,76 @@ OPTIONS = [
         "",
         "test_value_and_grad.py::test_upstream_scales_the_gradient_and_not_the_loss",
     ),
-    mutant(
-        "a call with a logit_scale is no kept one: loss and gradient",
-        FUNCTIONS,
-        "        and logit_scale is DEFAULT_LOGIT_SCALE\n        and upstream",
-        "        and upstream",
-        "test_value_and_grad.py::test_an_option_leaves_nothing_behind[logit_scale]",
-    ),
-    mutant(
-        "a call with a logit_scale is no kept one: the loss alone",
-        FUNCTIONS,
-        "        and logit_scale is DEFAULT_LOGIT_SCALE\n        and type",
-        "        and type",
-        "test_value_and_grad.py::test_an_option_leaves_nothing_behind[logit_scale]",
-    ),
     *(
         mutant(
-            f"a call with {option} is not kept for those without",
-            DISPATCH,
-            f"        and {condition}\n",
-            "",
+            f"kept calls are told apart by {option}",
+            FUNCTIONS,
+            f"{before}{option}{behind}",
+            f"{before}{other}{behind}",
             f"test_value_and_grad.py::test_an_option_leaves_nothing_behind[{option}]",
         )
-        for option, condition in {
-            "label_smoothing": "plan.label_smoothing == 0.0",
-            "z_loss": "plan.z_loss == 0.0",
-            "logit_scale": "plan.logit_scale == 1.0",
-            "softcap": "plan.softcap is None",
-            "ignore_index": "plan.ignore_index == -100",
-        }.items()
+        for option, other, before, behind in (
+            (
+                "ignore_index",
+                "-100",
+                "        scalars = (reduction, ",
+                ", label_smoothing, z_loss, logit_scale, softcap)\n        value: ",
+            ),
+            (
+                "label_smoothing",
+                "0.0",
+                "(reduction, ignore_index, ",
+                ", z_loss, logit_scale, softcap)\n        value: ",
+            ),
+            (
+                "z_loss",
+                "0.0",
+                "(reduction, ignore_index, label_smoothing, ",
+                ", logit_scale, softcap)\n        value: ",
+            ),
+            (
+                "logit_scale",
+                "1.0",
+                "(reduction, ignore_index, label_smoothing, z_loss, ",
+                ", softcap)\n        value: ",
+            ),
+            ("softcap", "None", "z_loss, logit_scale, ", ")\n        value: "),
+        )
+    ),
+    mutant(
+        "kept calls of the layer are told apart by their options",
+        LAYER,
+        "t.shape, 2, self._scalars_of_calls)",
+        "t.shape, 2, (self._scalars[2], -100, 0.0, 0.0, 1.0, None))",
+        "test_prepared.py::test_kept_calls_give_the_same_bits[shape0-float32-indices]",
+    ),
+    mutant(
+        "the negative loss of a kept call is a loss",
+        FUNCTIONS,
+        "    if value == REFUSED:\n",
+        "    if value < 0.0:\n",
+        "test_prepared.py::test_negative_losses_are_no_refusals",
+    ),
+    mutant(
+        "sums that are too large together",
+        "prepared.py",
+        "    except OverflowError:",
+        "    except ZeroDivisionError:",
+        "test_prepared.py::test_a_sum_that_is_too_large_is_infinite",
+    ),
+    mutant(
+        "an unsigned index past 2**63 is no ignored one",
+        "kernels/targets.py",
+        "return chosen if chosen >= 0 else LARGEST",
+        "return chosen",
+        "test_cross_entropy.py::test_ignore_index_is_compared_by_value",
+    ),
+    mutant(
+        "a kept call of the layer looks at its own softmax",
+        ENTRY,
+        "if not apart(array_data(logits), extent, place, extent) or not apart(target, target_bytes, place, extent):",
+        "if place == 0:",
+        "test_prepared.py::test_a_kept_layer_is_given_its_own_softmax",
     ),
 ]
 
@@ -1834,8 +1875,8 @@ BITS = [
     mutant(
         "a kept call looks at indices in the gradient",
         ENTRY,
-        "(behind < extent and -behind < plan.targets_inner * plan.n_inner)",
-        "behind != behind",
+        " or not apart(target, target_bytes, array_data(grad), extent):",
+        ":",
         "test_overlap.py::test_calls_that_are_kept_ready_look_at_memory_too",
     ),
     mutant(
@@ -2025,8 +2066,8 @@ MEMORY_KEPT = [
     mutant(
         "calls keep no memory",
         RUNNING,
-        "    plan_address = id(plan) + _BYTES_HEAD\n",
-        '    plan_address = id(plan) + _BYTES_HEAD\n    _entries[f"{len(_entries)}"] = bytes(100)\n',
+        "    _held, address = _scratch(scratch_bytes)\n",
+        '    _held, address = _scratch(scratch_bytes)\n    _entries[f"{len(_entries)}"] = bytes(100)\n',
         "test_fuzz.py::test_100_000_calls_keep_no_memory",
     ),
     mutant(

@@ -195,9 +195,12 @@ def test_ignore_index_is_compared_by_value(dtype):
             swl.cross_entropy(x, y)
         assert swl.cross_entropy(x, y, ignore_index=2**32 - 100, reduction="none")[1] == 0
     if dtype == "uint64":
-        y[1] = 2**64 - 100
-        with pytest.raises(IndexError, match=str(2**64 - 100)):
-            swl.cross_entropy(x, y)
+        x, y = np.tile(x, (10, 1)), np.tile(y, 10)
+        for wrong in (2**64 - 100, 2**63, 2**63 + 1):
+            y[1] = wrong
+            for ignored in (-100, -(2**63), 5):
+                with pytest.raises(IndexError, match=str(wrong)):
+                    swl.cross_entropy(x, y, ignore_index=ignored)
 
 
 @pytest.mark.parametrize("ignored", [-(2**63), 2**62, 10**6, -1])

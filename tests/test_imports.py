@@ -23,6 +23,7 @@ LAYERS = [
     ["fastswl.kernels"],
     ["fastswl.walks"],
     ["fastswl.running"],
+    ["fastswl.prepared"],
     ["fastswl.dispatch"],
     ["fastswl.lazy"],
     ["fastswl.functions", "fastswl.softmax_family"],

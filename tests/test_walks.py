@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastswl as swl
-from fastswl import dispatch, running, walks
+from fastswl import dispatch, lazy, prepared, running, walks
 
 # (shape, axis, how the array is made from one in C order) -> the walk
 WAYS = {
@@ -26,7 +26,7 @@ WAYS = {
 def walked(monkeypatch):
     """The names of the kernels that a call has run, and of the ways they were run."""
     names = []
-    address, run = dispatch.kernel_address, running.run_kernel
+    address, run, run_at = dispatch.kernel_address, running.run_kernel, running.run_kernel_at
 
     def noted_address(walk, *storages):
         names.append(walk)
@@ -36,11 +36,16 @@ def walked(monkeypatch):
         names.append("parallel" if n_threads > 1 and n_blocks > 1 else "serial")
         return run(kernel, plan, scratch_bytes, n_blocks, n_threads)
 
+    def noted_run_at(kernel, plan_address, scratch_bytes, n_blocks, n_threads):
+        names.append("parallel" if n_threads > 1 and n_blocks > 1 else "serial")
+        return run_at(kernel, plan_address, scratch_bytes, n_blocks, n_threads)
+
     monkeypatch.setattr(dispatch, "kernel_address", noted_address)
     monkeypatch.setattr(dispatch, "run_kernel", noted_run)
-    dispatch.prepared.clear()
+    monkeypatch.setattr(prepared, "run_kernel_at", noted_run_at)
+    lazy.prepared.clear()
     yield names
-    dispatch.prepared.clear()
+    lazy.prepared.clear()
 
 
 @pytest.fixture
@@ -50,11 +55,11 @@ def crossovers(monkeypatch):
     def change(name, value):
         monkeypatch.setattr(walks, name, value)
         walks.find_route.cache_clear()
-        dispatch.prepared.clear()
+        lazy.prepared.clear()
 
     yield change
     walks.find_route.cache_clear()
-    dispatch.prepared.clear()
+    lazy.prepared.clear()
 
 
 def problem(shape, axis, dtype=np.float32, seed=5):
@@ -114,7 +119,7 @@ def test_large_work_is_shared_and_one_thread_is_one_thread(walked, regions):
     assert regions == ["region"]
     alone = swl.softmax(x, n_threads=1)
     assert regions == ["region"]
-    assert walked == ["panel", "parallel", "panel", "serial"]
+    assert walked == ["panel", "parallel", "serial"]
     np.testing.assert_array_equal(shared, alone)
 
 

@@ -16,6 +16,7 @@ from fastswl.arguments.arrays import (
 from fastswl.arguments.axes import axis_last, by_descending_stride, class_axes, merge_last_axes
 from fastswl.arguments.outputs import check_output, in_place_or_apart, overlaps, require_apart
 from fastswl.arguments.plan import (
+    REFUSED,
     LossPlan,
     OwnedBuffers,
     check_upstream,
@@ -47,6 +48,7 @@ __all__ = [
     "DEFAULT_UPSTREAM",
     "DEFAULT_Z_LOSS",
     "LOSS_DTYPE",
+    "REFUSED",
     "RESULT_DTYPE",
     "Array",
     "LossPlan",

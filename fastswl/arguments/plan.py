@@ -1,6 +1,7 @@
 """The arguments of the loss, checked together and put into one plan for the kernels."""
 
-from typing import NamedTuple
+import sys
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from fastswl.arguments.scalars import (
     real_number,
 )
 from fastswl.arguments.targets import read_targets
+
+#: what a kept call returns in place of a loss: take the way of all checks (no loss is the lowest float)
+REFUSED: Final = -sys.float_info.max
 
 
 class LossPlan(NamedTuple):

@@ -1,0 +1,145 @@
+"""Calls of shapes seen before, kept ready: contiguous arrays, options that are numbers.
+
+The general way through Python takes 11 to 16 us, as much as a kernel of 50,000 logits; a kept call takes 1 to 4. All that does
+not change between calls of the same shapes stands in a plan; a native entry fills in the addresses and looks at what can differ
+between arrays of the same shape.
+"""
+
+import functools
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastswl import threads
+from fastswl.arguments import (
+    DEFAULT_EMPTY,
+    DEFAULT_UPSTREAM,
+    REFUSED,
+    LossPlan,
+)
+from fastswl.kernels.entry import small_loss, small_softmax
+from fastswl.kernels.plan import BEHIND_PLAN, CHANGING, CHANGING_LAYOUT, Plan
+from fastswl.running import PARALLEL_ELEMENTS, address_of, kernel_address, run_kernel_at
+from fastswl.walks import Route
+
+Array = npt.NDArray[Any]
+#: (operation, dtype, shape) or (dtype, shape, dtype and shape of targets, number of results, scalars) -> a call that takes the arrays.
+#: With "in blocks" at the end the call takes a number of threads first
+prepared: dict[tuple[Any, ...], Any] = {}
+#: a kept call of one block has one plan and one scratch memory, which the GIL guards
+_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+#: elements up to which a call's way through Python counts (1e6: 12 us of 200)
+PREPARED_ELEMENTS = 1 << 20
+#: shapes kept; past it all are forgotten (a program that goes through thousands of shapes gains nothing by them)
+PREPARED_SHAPES = 256
+
+
+def keep_softmax(key: tuple[Any, ...], storages: tuple[str, str], route: Route, x: Array, out: Array) -> None:
+    """Keep a call of softmax or log_softmax."""
+    if not (_plain(x) and _plain(out)):
+        return
+    _keep(key, storages, route, small_softmax, x)
+
+
+def keep_loss(storages: tuple[str, str], route: Route, plan: LossPlan) -> None:
+    """Keep a call of the loss, with gradient or without, or of the layer."""
+    if not _can_be_kept(plan):
+        return
+    logits, targets = plan.logits, plan.targets
+    results = 2 if plan.probabilities_out is not None else 1 if plan.grad is not None else 0
+    scalars = (
+        plan.reduction, plan.ignore_index, plan.label_smoothing, plan.z_loss, plan.logit_scale, plan.softcap,
+    )  # fmt: skip
+    key = (logits.dtype, logits.shape, targets.dtype, targets.shape, results, scalars)
+    _keep(key, storages, route, small_loss, logits, int(plan.reduction == "mean"))
+
+
+def _keep(key: tuple[Any, ...], storages: tuple[str, str], route: Route, entry: Any, logits: Array, *more: int) -> None:
+    if route.walk.name == "split" or len(route.pieces) > 1 or route.fields["n_outer"] > 1:
+        return
+    if logits.size > PREPARED_ELEMENTS:
+        return
+    if len(prepared) >= PREPARED_SHAPES:
+        prepared.clear()
+    kernel = kernel_address(route.walk.name, *storages)
+    words: list[Any] = [0] * CHANGING
+    words[Plan._fields.index("weight_total")] = route.fields["n_classes"]
+    packed = CHANGING_LAYOUT.pack(*words) + route.fixed
+    if route.n_blocks == 1:
+        if _GIL:
+            prepared[key] = _one_block(kernel, packed, route, entry(), logits.nbytes, more)
+    else:
+        prepared[*key, "in blocks"] = _in_blocks(kernel, packed, route, entry(), logits, more)
+
+
+def _one_block(kernel: int, packed: bytes, route: Route, entry: Any, extent: int, more: tuple[int, ...]) -> Any:
+    """Bind everything but the arrays; the call stays in this thread and holds the GIL."""
+    scratch = BEHIND_PLAN + 64
+    memory = np.zeros(scratch + route.walk.scratch_bytes + 64, np.uint8)
+    plan = memory[-address_of(memory) % 64 :]
+    plan[: len(packed)] = np.frombuffer(packed, np.uint8)
+    call = functools.partial(entry, kernel, address_of(plan), address_of(plan) + scratch, extent, *more)
+    call.memory = memory  # type: ignore[attr-defined]
+    return call
+
+
+def _in_blocks(kernel: int, packed: bytes, route: Route, entry: Any, logits: Array, more: tuple[int, ...]) -> Any:
+    """Make the same for several blocks, without the GIL: each call has a plan of its own."""
+    extent, n_blocks, scratch_bytes = logits.nbytes, route.n_blocks, route.walk.scratch_bytes
+    serial = logits.size < PARALLEL_ELEMENTS
+    is_loss = len(more) > 0
+    template = np.zeros(BEHIND_PLAN + 16 * n_blocks * is_loss, np.uint8)
+    template[: len(packed)] = np.frombuffer(packed, np.uint8)
+
+    def call(n_threads: int | None, *arrays: Array) -> float:
+        plan = template.copy()
+        address = address_of(plan)
+        # no kernel: the entry fills in the plan, and says what the sum is to be divided by
+        divisor: float = entry(0, address, 0, extent, *more, *arrays)
+        if divisor == REFUSED:
+            return REFUSED
+        count = 1 if serial else n_threads or threads.get_num_threads()
+        run_kernel_at(kernel, address, scratch_bytes, n_blocks, count)
+        return total_of_blocks(plan[BEHIND_PLAN:].view(np.float64)) / divisor if is_loss else 0.0
+
+    return call
+
+
+def total_of_blocks(sums: Array) -> float:
+    """Return the sum of all blocks, rounded once; if it is not finite, the sum of the sums (their rests are NaN then)."""
+    values = sums.ravel().tolist()
+    return exact_sum(values) if all(map(math.isfinite, values)) else float(sum(values[::2]))
+
+
+def exact_sum(values: list[float]) -> float:
+    """Return the sum of finite numbers rounded once; infinite where it is too large, which `math.fsum` takes for an error."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return float(sum(values))
+
+
+def _plain(array: Array) -> bool:
+    return bool(array.flags.c_contiguous) and array.size > 0
+
+
+def _can_be_kept(plan: LossPlan) -> bool:
+    """Whether a call has contiguous arrays, and no option that is an array or has to do with the divisor."""
+    return (
+        plan.reduction != "none"
+        and plan.weight is None
+        and plan.sample_weight is None
+        and plan.class_mask is None
+        and plan.normalizer is None
+        and plan.empty == DEFAULT_EMPTY
+        and isinstance(plan.upstream, float)
+        and plan.upstream == DEFAULT_UPSTREAM
+        and _plain(plan.logits)
+        and _plain(plan.targets)
+        and (plan.grad is None or _plain(plan.grad))
+        and (plan.probabilities_out is None or _plain(plan.probabilities_out))
+        and plan.logits.dtype.kind in "fV"
+    )

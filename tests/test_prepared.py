@@ -1,0 +1,174 @@
+"""Calls that are kept ready: the same bits as the general way, and back to it wherever an array is other than was seen."""
+
+import numpy as np
+import pytest
+
+import fastswl as swl
+from fastswl import dispatch, lazy
+
+SHAPES = [(5, 7), (3, 4, 10), (40, 1000), (3000, 12)]
+OPTIONS = [
+    {},
+    {"reduction": "sum"},
+    {"label_smoothing": 0.1},
+    {"z_loss": 0.01, "logit_scale": 0.7},
+    {"softcap": 5.0, "ignore_index": 3},
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    swl.softmax(np.zeros((1, 2), np.float32))
+    lazy.prepared.clear()
+    yield
+    lazy.prepared.clear()
+
+
+@pytest.fixture
+def no_general_way(monkeypatch):
+    """Call the result to make the general way fail."""
+
+    def close():
+        def closed(*arguments):
+            raise AssertionError("the general way was taken")
+
+        monkeypatch.setattr(dispatch, "run_loss", closed)
+        monkeypatch.setattr(dispatch, "run_softmax_family", closed)
+
+    return close
+
+
+def problem(shape, dtype, kind):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, shape).astype(dtype)
+    indices = rng.integers(0, shape[-1], shape[:-1])
+    if kind == "indices":
+        return logits, indices
+    if kind == "int8":
+        return logits, (indices % 7).astype(np.int8)
+    one_hot = np.eye(shape[-1])[indices]
+    return logits, one_hot.astype(bool) if kind == "one-hot" else (one_hot * 0.5 + 0.01).astype(dtype)
+
+
+def bits(result):
+    return [np.asarray(part).tobytes() for part in (result if isinstance(result, tuple) else (result,))]
+
+
+@pytest.mark.parametrize("kind", ["indices", "int8", "one-hot", "probabilities"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_calls_give_the_same_bits(shape, dtype, kind, no_general_way):
+    logits, targets = problem(shape, dtype, kind)
+    cases = [options for options in OPTIONS if kind in ("indices", "int8") or options.get("ignore_index", -1) < 0]
+    layers = [swl.SoftmaxWithLoss(**options) for options in cases]
+
+    def all_results():
+        for options, layer in zip(cases, layers, strict=True):
+            yield swl.cross_entropy(logits, targets, **options)
+            yield swl.cross_entropy_value_and_grad(logits, targets, **options)
+            place = np.empty_like(logits)
+            yield swl.cross_entropy_value_and_grad(logits, targets, grad_out=place, **options)
+            place = logits.copy()
+            yield swl.cross_entropy_value_and_grad(place, targets, grad_out=place, n_threads=1, **options)
+            yield (layer.forward(logits, targets), layer.backward(), layer.y, layer.t)
+        yield swl.softmax(logits)
+        yield swl.log_softmax(logits, n_threads=2)
+
+    first = [bits(result) for result in all_results()]
+    no_general_way()
+    assert [bits(result) for result in all_results()] == first
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_calls_refuse_what_they_cannot_do(shape):
+    logits, targets = problem(shape, np.float32, "indices")
+    layer = swl.SoftmaxWithLoss()
+    grad = np.empty_like(logits)
+    for _ in range(2):
+        expected = swl.cross_entropy_value_and_grad(logits, targets, grad_out=grad)
+        loss = layer.forward(logits, targets)
+    expected = (expected.loss, expected.grad.copy())
+    wrong = targets.copy()
+    wrong.flat[-1] = shape[-1]
+    for call in (swl.cross_entropy, swl.cross_entropy_value_and_grad, layer.forward):
+        with pytest.raises(IndexError, match=f"is {shape[-1]}, outside"):
+            call(logits, wrong)
+    assert layer.loss == loss
+    ignored = np.full_like(targets, -100)
+    assert np.isnan(swl.cross_entropy(logits, ignored))
+    value, zero = swl.cross_entropy_value_and_grad(logits, ignored)
+    assert np.isnan(value) and not zero.any()
+    with pytest.raises(TypeError, match="label_smoothing must be a real number, got False"):
+        swl.cross_entropy(logits, targets, label_smoothing=False)
+    with pytest.raises(TypeError, match="reduction must be one of"):
+        swl.cross_entropy(logits, targets, reduction=["mean"])
+    fixed = np.zeros_like(logits)
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="grad_out is read-only"):
+        swl.cross_entropy_value_and_grad(logits, targets, grad_out=fixed)
+    raw = np.zeros(logits.nbytes + 1, np.uint8)
+    shifted = raw[1:].view(np.float32).reshape(shape)
+    shifted[...] = logits
+    assert bits(swl.cross_entropy_value_and_grad(shifted, targets)) == bits(expected)
+    assert bits(layer.forward(shifted, targets)) == bits(loss)
+    memory = np.zeros(logits.size + 1, np.float32)
+    memory[1:] = logits.ravel()
+    with pytest.raises(ValueError, match="grad_out overlaps logits"):
+        swl.cross_entropy_value_and_grad(memory[1:].reshape(shape), targets, grad_out=memory[:-1].reshape(shape))
+    assert np.array_equal(memory[1:], logits.ravel())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_calls_with_targets_in_the_way(shape):
+    logits, targets = problem(shape, np.float32, "probabilities")
+    for _ in range(2):
+        expected = swl.cross_entropy_value_and_grad(logits, targets)
+    with pytest.raises(ValueError, match="grad_out overlaps targets"):
+        swl.cross_entropy_value_and_grad(logits, targets, grad_out=targets)
+    logits, indices = problem(shape, np.float32, "indices")
+    grad = np.empty_like(logits)
+    for _ in range(2):
+        expected = swl.cross_entropy_value_and_grad(logits, indices, grad_out=grad)
+    expected = (expected.loss, expected.grad.copy())
+    # class indices that lie in the memory of the gradient are read before it is written
+    start = grad.ravel()[: 2 * indices.size].view(np.int64).reshape(indices.shape)
+    start[...] = indices
+    assert bits(swl.cross_entropy_value_and_grad(logits, start, grad_out=grad)) == bits(expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_kept_layer_is_given_its_own_softmax(shape):
+    logits, targets = problem(shape, np.float32, "probabilities")
+    layer, other = swl.SoftmaxWithLoss(), swl.SoftmaxWithLoss()
+    for _ in range(2):
+        layer.forward(logits, targets)
+    y = layer.y
+    before = y.copy()
+    expected = (other.forward(before, targets), other.backward(), other.y)
+    assert bits((layer.forward(y, targets), layer.backward(), layer.y)) == bits(expected)
+    assert np.array_equal(y, before)
+    for _ in range(2):
+        layer.forward(logits, targets)
+    y = layer.y
+    before = y.copy()
+    expected = (other.forward(logits, before), other.backward(), other.y)
+    assert bits((layer.forward(logits, y), layer.backward(), layer.y)) == bits(expected)
+    assert np.array_equal(y, before)
+
+
+def test_negative_losses_are_no_refusals():
+    """A loss of probabilities that are no distribution may have any sign: in place it must not be computed twice."""
+    logits, targets = np.array([[0.0, 1.0], [2.0, -1.0]]), np.full((2, 2), -0.7)
+    first = swl.cross_entropy_value_and_grad(logits, targets)
+    place = logits.copy()
+    assert bits(swl.cross_entropy_value_and_grad(place, targets, grad_out=place)) == bits(first)
+    assert first.loss < 0
+
+
+def test_a_sum_that_is_too_large_is_infinite():
+    """Blocks whose sums overflow together, on the first call and on the one that was kept."""
+    logits = np.full((40, 1000), -1e154)
+    logits[:, 0] = 1e154
+    targets = np.ones(40, np.int64)
+    for _ in range(2):
+        assert swl.cross_entropy(logits, targets, reduction="sum", z_loss=0.05) == np.inf
