@@ -15,8 +15,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import llvmlite.binding as llvm
 from numba import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 _PACKAGE = Path(__file__).parent
@@ -67,20 +69,34 @@ class _Locator(_CacheLocator):
         return "kernels"
 
 
+class _SymbolMissing(Exception):
+    """Compiled code calls a function that this process does not have yet."""
+
+
+def _external_names(library):
+    """The functions that the machine code of a library calls and does not hold."""
+    functions = library._final_module.functions
+    return [f.name for f in functions if f.is_declaration and not f.name.startswith("llvm.")]
+
+
 class _KernelCacheImpl(CompileResultCacheImpl):
     def __init__(self, py_func):
         self._locator = _Locator()
         self._filename_base = self.get_filename_base(f"{py_func.__module__}.{py_func.__qualname__}", "")
 
     def reduce(self, data):
-        content = dumps(super().reduce(data))
+        content = dumps((_external_names(data.library), super().reduce(data)))
         return hashlib.sha256(content).hexdigest(), content
 
     def rebuild(self, target_context, reduced):
         digest, content = reduced
         if hashlib.sha256(content).hexdigest() != digest:
             return None
-        return super().rebuild(target_context, pickle.loads(content))
+        names, reduced_result = pickle.loads(content)
+        # LLVM would end the process
+        if not all(llvm.address_of_symbol(name) for name in names):
+            raise _SymbolMissing
+        return super().rebuild(target_context, reduced_result)
 
 
 class KernelCache(FunctionCache):
@@ -92,12 +108,26 @@ class KernelCache(FunctionCache):
         """Return the compiled kernel from disk, None if it is not there or not whole."""
         if cache_directory() is None:
             return None
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # a damaged index or file: whatever unpickling makes of it
-            with contextlib.suppress(Exception):
-                self.flush()
-            return None
+        for load in (self._load_without_lowering, super().load_overload):
+            try:
+                return load(sig, target_context)
+            except _SymbolMissing:
+                continue
+            except Exception:  # a damaged index or file: whatever unpickling makes of it
+                with contextlib.suppress(Exception):
+                    self.flush()
+                return None
+        return None
+
+    def _load_without_lowering(self, sig, target_context):
+        """As Numba's `load_overload`, but that it does not import first all that Numba could lower.
+
+        That (and SciPy with it, where it is installed) takes two to three times as long as `import numba`, and finished machine
+        code needs nothing of it but Numba's runtime.
+        """
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
     def save_overload(self, sig, data):
         """Save a compiled kernel if that is possible."""

@@ -13,6 +13,7 @@ from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, Plan
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS
 from fastswl.kernels.rows import TABLE_BYTES
 from fastswl.kernels.stream import LINE_BYTES
+from fastswl.kernels.tiles import CLASSES_IN_LINES
 from fastswl.simd import STORAGES, VECTOR_BYTES
 
 #: classes up to which a row of contiguous classes goes into a tile of rows
@@ -20,7 +21,7 @@ PANEL_CLASSES = 128
 #: classes of the tiles that go through the stages together
 STEP_CLASSES = 64
 #: the same of rows that lie side by side
-STRIDED_STEP_CLASSES = 256
+STRIDED_STEP_CLASSES = 4096
 #: classes up to which the tile of rows that lie side by side stays in the second-level cache
 STRIDED_CLASSES = 2048
 #: classes from which on a row is cut into parts that all threads share, and computed twice
@@ -59,13 +60,11 @@ def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int
     if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
         tiles = max(1, min(4, (STEP_CLASSES if in_panel else STRIDED_STEP_CLASSES) // n_classes))
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
-        return Walk(
-            "panel" if in_panel else "strided",
-            tiles * lanes,
-            tile_bytes,
-            tiles * tile_bytes,
-            lanes * n_classes * 8 + LINE_ROOM,
-        )
+        # of one tile, or of the lines of some classes and one of each
+        lines_bytes = (tiles * lanes * 8 + LINE_BYTES) * CLASSES_IN_LINES
+        buffer_bytes = lanes * n_classes * 8 + LINE_ROOM + lines_bytes
+        name = "panel" if in_panel else "strided"
+        return Walk(name, tiles * lanes, tile_bytes, tiles * tile_bytes, buffer_bytes)
     tile_rows = min(lanes, max(1, BATCH_ELEMENTS // n_classes))
     vectors = -(-n_classes // lanes)
     n_parts = -(-vectors // PART_VECTORS)
@@ -172,10 +171,14 @@ def find_route(
     gathered = neighbours and lengths[-2] == 1 and fields.get("out_inner") == itemsize * shape[-1]
     if walk.name == "row":
         buffered = streaming and neighbours
-    else:
+    elif gathered:
         # the first tile of a block has to reach the end of a line
         tile_bytes = min(walk.tile_rows, STORAGES[storage].lanes) * shape[-1] * itemsize
-        buffered = streaming and walk.buffer_bytes > 0 and gathered and tile_bytes >= LINE_BYTES
+        buffered = streaming and walk.buffer_bytes > 0 and tile_bytes >= LINE_BYTES
+    else:
+        # whole lines of each class
+        whole_lines = walk.tile_rows * itemsize % LINE_BYTES == 0
+        buffered = streaming and walk.name == "strided" and fields.get("out_inner") == itemsize and whole_lines
     scratch = (walk.scratch_bytes + 63) // 64 * 64
     walk = walk._replace(scratch_bytes=scratch + walk.buffer_bytes * buffered)
     fields.update(

@@ -25,9 +25,10 @@ print("from the cache" if hits else "compiled")
 pytestmark = pytest.mark.slow
 
 
-def call(directory, **environment):
+def call(directory, before="", after="", **environment):
     settings = {**os.environ, "NUMBA_CACHE_DIR": str(directory), **environment}
-    done = subprocess.run([sys.executable, "-W", "error", "-c", CALL], env=settings, capture_output=True, text=True)
+    program = before + CALL + after
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], env=settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.strip()
@@ -35,6 +36,24 @@ def call(directory, **environment):
 
 def test_a_second_process_compiles_nothing(tmp_path):
     assert call(tmp_path) == "compiled"
+    assert call(tmp_path) == "from the cache"
+
+
+def test_kernels_on_disk_need_nothing_of_numba_s_lowering(tmp_path):
+    """Numba would import all that it can lower, and SciPy for it: three times `import numba`."""
+    call(tmp_path)
+    check = "import sys\nprint(sorted({'numba.np.linalg', 'numba.np.arraymath', 'scipy.linalg'} & set(sys.modules)))"
+    assert call(tmp_path, after=check) == "from the cache\n[]"
+
+
+def test_a_kernel_that_calls_what_is_not_there_is_compiled(tmp_path):
+    """LLVM would end the process for a symbol that it does not find."""
+    call(tmp_path)
+    none = "from fastswl import cache\ncache.llvm.address_of_symbol = lambda name: None\n"
+    assert call(tmp_path, before=none) == "compiled"
+    few = "from fastswl import cache\nfind = cache.llvm.address_of_symbol\n"
+    few += "cache.llvm.address_of_symbol = lambda name: None if name.startswith('NRT') else find(name)\n"
+    assert call(tmp_path, before=few) == "compiled"
     assert call(tmp_path) == "from the cache"
 
 

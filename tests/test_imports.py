@@ -34,7 +34,7 @@ LAYERS = [
 
 # Third-party packages, and who may import them anywhere in a module.
 MAY_IMPORT = {
-    "llvmlite": ["fastswl.simd"],
+    "llvmlite": ["fastswl.cache", "fastswl.simd"],
     "numba": [
         "fastswl.cache",
         "fastswl.compilation",

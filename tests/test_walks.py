@@ -205,6 +205,42 @@ def test_streamed_results_have_the_same_bits(shape, dtype, offset, crossovers):
     np.testing.assert_array_equal(in_place, plain.grad)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 5, 333), (2, 17, 256), (3, 21, 200), (2, 100, 131), (1, 300, 150), (2, 1000, 70), (4, 21, 16), (2, 3, 5)],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("offset", [0, 1, 5, 15, 31])
+def test_streamed_results_side_by_side_have_the_same_bits(shape, dtype, offset, crossovers):
+    """Class axes that are not the last: whole lines of each class go past the caches, from several steps and blocks."""
+    x = np.random.default_rng(3).normal(0, 3, shape).astype(dtype)
+    targets = np.random.default_rng(4).integers(0, shape[1], (shape[0], shape[2]))
+    targets[:, ::7] = -100
+    plain = swl.cross_entropy_value_and_grad(x, targets, 1)
+    probabilities = swl.softmax(x, 1)
+    crossovers("STREAMING_BYTES", 16)
+    for block_elements in (1, 100000):
+        crossovers("BLOCK_ELEMENTS", block_elements)
+        for n_threads in (1, 2):
+            memory = aligned_memory(x.size + 64, x.dtype)
+            memory[:] = 7.0
+            out = memory[offset : offset + x.size].reshape(shape)
+            streamed = swl.cross_entropy_value_and_grad(x, targets, 1, grad_out=out, n_threads=n_threads)
+            assert streamed.loss == plain.loss
+            np.testing.assert_array_equal(out, plain.grad)
+            assert (memory[:offset] == 7.0).all()
+            assert (memory[offset + x.size :] == 7.0).all()
+            out[...] = x
+            swl.softmax(out, 1, out=out, n_threads=n_threads)
+            np.testing.assert_array_equal(out, probabilities)
+    apart = np.full((shape[0], shape[1] + 2, shape[2] + 3), 7.0, dtype)
+    out = apart[:, 1:-1, 2:-1]
+    swl.softmax(x, 1, out=out)
+    np.testing.assert_array_equal(out, probabilities)
+    out[...] = 7.0
+    assert (apart == 7.0).all()
+
+
 def test_the_choice_looks_at_rows_only():
     for n_classes in (1, 10, 128, 129, 8192, 131072, 131073):
         walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)

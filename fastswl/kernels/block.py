@@ -40,6 +40,15 @@ LARGE_LOGIT = 2.0**20
 FAR_32, FAR_64 = 1024.0, 4096.0
 
 
+class Ahead(NamedTuple):
+    """What is read next: a line for each vector that is computed, `step` bytes from the last one; into the second-level cache comes
+    what lies `far` bytes behind it."""
+
+    place: int
+    step: int
+    far: int
+
+
 @inlined
 def larger(x, top):
     """The larger of each lane; a NaN in `x` is dropped."""
@@ -76,29 +85,30 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
 
     Vectors go in pairs, whose sum goes to the float64 one. The pairs from `whole` on and the pair `patched` are read from
     `target`, where they have been put with numbers of their own (-inf past a row's end and at the class that is left out):
-    the others need not be copied first. Meanwhile the lines from `ahead` on, which are read next, are asked for, one a vector:
-    what follows a row in memory comes while this one is computed.
+    the others need not be copied first. Meanwhile the lines that are read next are asked for, one a vector: what follows a row in
+    memory comes while this one is computed.
     """
     for pair in range(first // 2, n // 2):
         offset = 2 * VECTOR_BYTES * pair
         place = select((pair == patched) | (pair >= whole), target, source) + offset
-        e = exp_of_one(storage, place, low_parts, target, offset, magic, lowest, ahead)
-        f = exp_of_one(storage, place + VECTOR_BYTES, low_parts, target, offset + VECTOR_BYTES, magic, lowest, ahead)
+        e = exp_of_one(storage, place, low_parts, target, 2 * pair, magic, lowest, ahead)
+        f = exp_of_one(storage, place + VECTOR_BYTES, low_parts, target, 2 * pair + 1, magic, lowest, ahead)
         high, low = accumulate(storage, high, low, e + f)
     if n % 2 != 0:
         offset = VECTOR_BYTES * (n - 1)
         place = select((n // 2 == patched) | (n // 2 >= whole), target, source) + offset
-        e = exp_of_one(storage, place, low_parts, target, offset, magic, lowest, ahead)
+        e = exp_of_one(storage, place, low_parts, target, n - 1, magic, lowest, ahead)
         high, low = accumulate(storage, high, low, e)
     return high, low
 
 
 @inlined
-def exp_of_one(storage, place, low_parts, target, offset, magic, lowest, ahead):
-    """The exponentials of the vector at `place`, of which the low parts and the target lie at `offset`."""
+def exp_of_one(storage, place, low_parts, target, i, magic, lowest, ahead):
+    """The exponentials of the vector at `place`, the `i`-th of the target and of the low parts."""
     x = load(storage, place)
-    prefetch(ahead + offset)
-    prefetch_second_level(ahead + offset + FAR_AHEAD)
+    prefetch(ahead.place + ahead.step * i)
+    prefetch_second_level(ahead.place + ahead.step * i + ahead.far)
+    offset = VECTOR_BYTES * i
     if low_parts != 0:
         e = exp_of_sum_above(storage, x, load(storage, low_parts + offset), magic, lowest)
     else:

@@ -10,6 +10,8 @@ from fastswl.compilation import block_kernel, inlined, routine
 from fastswl.kernels.block import (
     FAR_32,
     FAR_64,
+    FAR_AHEAD,
+    Ahead,
     block_maximum,
     cap_and_scale,
     exp_and_sum,
@@ -63,7 +65,7 @@ from fastswl.kernels.rows import (
 )
 from fastswl.kernels.spread import fill_masked_of_tile, spread_of_tile
 from fastswl.kernels.stream import LINE_BYTES, flush
-from fastswl.kernels.tiles import load_tile, load_together, store_tile, store_together
+from fastswl.kernels.tiles import load_tile, load_together, store_tile, store_together, stream_together
 from fastswl.simd import (
     VECTOR_BYTES,
     absolute,
@@ -94,6 +96,8 @@ from fastswl.vectormath import exp_reference, nearest_power
 
 #: classes up to which a row's own class is found by comparing with every class (a vector of rows at a time), not by row
 COMPARED_CLASSES = 32
+#: bytes that come into the second-level cache ahead of rows that lie side by side
+STRIDED_AHEAD = 262144
 #: classes up to which tiles of rows that lie side by side are loaded and stored one after the other (10: 16.6 ms, together 18.5)
 SEPARATE_CLASSES = 16
 
@@ -149,8 +153,7 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
         leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
     magic, lowest = exp_reference(arithmetic, power)
     keep_logits = plan.operation == LOG_SOFTMAX
-    # the next tile, where rows follow each other
-    ahead = source + plan.logits_inner * lanes(storage)
+    ahead = what_is_next(storage, plan, source)
     exponentials = mass if keep_logits else tile
     zero = wide_zero(arithmetic)
     rest, rest_low = exp_and_sum(
@@ -170,6 +173,15 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
     )
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)
+
+
+@inlined
+def what_is_next(storage, plan, source):
+    """The lines of the next tile, where rows follow each other; those of the next step, where they lie side by side."""
+    if plan.logits_inner == itemsize(storage):
+        rows_ahead = STRIDED_AHEAD // plan.n_classes
+        return Ahead(source + itemsize(storage) * plan.tile_rows, plan.logits_class, min(rows_ahead, FAR_AHEAD))
+    return Ahead(source + plan.logits_inner * lanes(storage), word(VECTOR_BYTES), word(FAR_AHEAD))
 
 
 @routine
@@ -374,6 +386,8 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
     n_steps = plan.n_outer * steps_per_outer
     tile_bytes = plan.tile_bytes
     buffer = scratch + plan.line_buffer if plan.line_buffer != 0 else 0
+    # (results of rows that lie side by side: those of steps that are whole only)
+    tile_buffer = buffer if plan.gathered != 0 else 0
     for block in range(first, last):
         for table in range(scratch, scratch + tile_bytes * (step_rows // rows), tile_bytes):
             start_block(arithmetic, table)
@@ -383,9 +397,8 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
             outer = step // steps_per_outer
             inner = (step - outer * steps_per_outer) * step_rows
             end = min(inner + step_rows, plan.n_inner)
-            # (only a whole step of several tiles)
-            whole = step_rows > rows and end - inner == step_rows and plan.n_classes > SEPARATE_CLASSES
-            together = whole and plan.logits_inner == itemsize(storage)
+            whole = end - inner == step_rows
+            together = whole and plan.n_classes > SEPARATE_CLASSES and plan.logits_inner == itemsize(storage)
             if together:
                 source = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner
                 load_together(storage, plan, scratch, step_rows // rows, source)
@@ -403,17 +416,26 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                     store_row_values(storage, plan, table, scratch, outer, row, min(rows, end - row))
                     table += tile_bytes
             if plan.out != 0:
-                out_together = whole and plan.out_inner == itemsize(result_of(storage))
+                out_together = whole and plan.out_inner == itemsize(result_of(storage)) and plan.gathered == 0
+                if buffer == 0:
+                    out_together = out_together and plan.n_classes > SEPARATE_CLASSES
                 table = scratch
                 for row in range(inner, end, rows):
                     count = min(rows, end - row)
                     is_first = step == first_step and row == inner
                     is_last = step == last_step - 1 and row + count == end
-                    finish_tile(storage, plan, table, buffer, outer, row, count, is_first, is_last, out_together)
+                    finish_tile(storage, plan, table, tile_buffer, outer, row, count, is_first, is_last, out_together)
                     table += tile_bytes
                 if out_together:
                     out = plan.out + outer * plan.out_outer + inner * plan.out_inner
-                    store_together(result_of(storage), plan, scratch, step_rows // rows, out)
+                    if buffer == 0:
+                        store_together(result_of(storage), plan, scratch, step_rows // rows, out)
+                    else:
+                        is_first = step == first_step or inner == 0
+                        is_last = step == last_step - 1 or end + step_rows > plan.n_inner
+                        stream_together(
+                            result_of(storage), plan, scratch, step_rows // rows, out, buffer, is_first, is_last
+                        )
         if plan.partials != 0:
             store_partial(arithmetic, plan, scratch, block)
     return 0

@@ -10,6 +10,8 @@ from fastswl.compilation import inlined, routine
 from fastswl.kernels.block import (
     FAR_32,
     FAR_64,
+    FAR_AHEAD,
+    Ahead,
     block_maximum,
     cap_and_scale,
     exp_and_sum,
@@ -238,7 +240,7 @@ def row_part(
 
     exponentials = logits
     # what follows in memory: the next part, or the next row of a contiguous array
-    ahead = place + plan.logits_class * n
+    ahead = Ahead(place + plan.logits_class * n, word(VECTOR_BYTES), word(FAR_AHEAD))
     if plan.operation == LOG_SOFTMAX:
         exponentials = mass
         # all are in scratch memory, but not where the exponentials go

@@ -2,7 +2,9 @@
 
 from fastswl.compilation import routine
 from fastswl.kernels.rows import TABLE_BYTES
+from fastswl.kernels.stream import LINE_BYTES
 from fastswl.simd import (
+    FLOAT32,
     VECTOR_BYTES,
     arithmetic_of,
     columns_in_group,
@@ -15,10 +17,14 @@ from fastswl.simd import (
     separate,
     store,
     store_one,
+    store_streaming,
     transpose_in,
     transpose_out,
     wide_zero,
 )
+
+#: classes whose results are laid against lines together: what was stored in pieces should have reached the cache when it is loaded
+CLASSES_IN_LINES = 128
 
 
 @routine
@@ -97,3 +103,41 @@ def store_together(storage, plan, table, tiles, target):
         for k in range(tiles):
             e = load(arithmetic, table + plan.tile_bytes * k + TABLE_BYTES + VECTOR_BYTES * c)
             store(storage, place + itemsize(storage) * lanes(storage) * k, e)
+
+
+@routine
+def stream_together(storage, plan, table, tiles, target, waiting, first, last):
+    """`store_together` past the caches, in whole lines.
+
+    The classes of an array of NumPy rarely begin at a line. The results of some classes at a time are laid against lines as
+    their targets are; what is left of a line of each class is kept at `waiting`, in scratch memory, for the next step. The
+    `first` of a row of steps and the `last` store their ends through the caches, too.
+    """
+    arithmetic = arithmetic_of(storage)
+    vector = itemsize(storage) * lanes(storage)
+    room = tiles * vector + LINE_BYTES
+    n_lines = tiles * vector // LINE_BYTES
+    ends = max(LINE_BYTES // vector, 1)
+    lines = waiting + LINE_BYTES * plan.n_classes
+    for first_class in range(0, plan.n_classes, CLASSES_IN_LINES):
+        end = min(first_class + CLASSES_IN_LINES, plan.n_classes)
+        own = lines
+        for c in range(first_class, end):
+            place = target + plan.out_class * c
+            store(FLOAT32, own, load(FLOAT32, waiting + LINE_BYTES * c))
+            for k in range(tiles):
+                e = load(arithmetic, table + plan.tile_bytes * k + TABLE_BYTES + VECTOR_BYTES * c)
+                store(storage, own + place % LINE_BYTES + vector * k, e)
+                if (first and k < ends) or (last and k >= tiles - ends):
+                    store(storage, place + vector * k, e)
+            own += room
+        own = lines
+        for c in range(first_class, end):
+            place = target + plan.out_class * c
+            begin = place - place % LINE_BYTES
+            if not first or begin == place:
+                store_streaming(FLOAT32, begin, load(FLOAT32, own))
+            for i in range(1, n_lines):
+                store_streaming(FLOAT32, begin + LINE_BYTES * i, load(FLOAT32, own + LINE_BYTES * i))
+            store(FLOAT32, waiting + LINE_BYTES * c, load(FLOAT32, own + LINE_BYTES * n_lines))
+            own += room
