@@ -97,7 +97,7 @@ from fastswl.vectormath import exp_reference, nearest_power
 #: classes up to which a row's own class is found by comparing with every class (a vector of rows at a time), not by row
 COMPARED_CLASSES = 32
 #: bytes that come into the second-level cache ahead of rows that lie side by side
-STRIDED_AHEAD = 262144
+STRIDED_AHEAD = 65536
 #: classes up to which tiles of rows that lie side by side are loaded and stored one after the other (10: 16.6 ms, together 18.5)
 SEPARATE_CLASSES = 16
 

@@ -20,7 +20,7 @@ def side_by_side(plan):
         plan.kind == INDEX_TARGETS
         and plan.weight == 0
         and plan.sample_weight == 0
-        and plan.n_outer == 1
+        and (plan.n_outer == 1 or plan.targets_outer == plan.targets_inner * plan.n_inner)
         and plan.targets_inner == index_bytes(plan.index_code)
         and abs(plan.ignore_index) < 2**53
     )

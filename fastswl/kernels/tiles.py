@@ -24,7 +24,7 @@ from fastswl.simd import (
 )
 
 #: classes whose results are laid against lines together: what was stored in pieces should have reached the cache when it is loaded
-CLASSES_IN_LINES = 128
+CLASSES_IN_LINES = 64
 
 
 @routine
