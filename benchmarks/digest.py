@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,9 @@ def cases_of(group: Group, n: int, classes: int, limit: int, bits: int) -> Itera
     x, axis = laid_out(rows, group.layout)
     for i, function in enumerate(("softmax", "log_softmax", "logsumexp")):
         yield Case(f"{name} {function}", function, x, axis, memory=(n + i) % 3)
+    if limit <= 3:
+        near_zero = rows - rows.dtype.type(round(math.log(classes) * 256) / 256)
+        yield Case(f"{name} logsumexp near 0", "logsumexp", laid_out(near_zero, group.layout)[0], axis)
     indices = numbers.below(classes, n)
     indices[numbers.below(16, n) == 0] = -100
     indices = indices.reshape([size for a, size in enumerate(x.shape) if a != axis])

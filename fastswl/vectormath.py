@@ -77,6 +77,8 @@ _EXP_FOR_32 = (
 )
 #: Taylor coefficients of (expm1(r) - r - r**2/2) / r**3, to 2**-63
 _EXPM1_64 = tuple(1.0 / math.factorial(k) for k in range(15, 2, -1))
+#: the same up to |r| = ln 2 / 32, to 2**-76 of exp(r)
+_EXPM1_SIXTEENTH = _EXPM1_64[-8:]
 _ATANH_64 = (
     0.17019460911143200568,
     0.083396435736045228733,
@@ -270,6 +272,32 @@ def exp_in_two(x, x_low, magic, lowest):
     high = first + rest
     power_of_two = as_floats(as_bits(shifted) << 52)
     return high * power_of_two, (rest - (high - first)) * power_of_two
+
+
+@inlined
+def exp_exactly(x):
+    """exp of float64 vectors up to 1 (0 below -700) as a sum of two, within 2**-66.
+
+    The 16th part of the argument, and four times (1 + m)**2 - 1 = 2 m + m**2.
+    """
+    inside = x > -700.0
+    x = select(inside, x, splat_like(x, 0.0))
+    n = nearest_whole(FLOAT64, x * LOG2_E)
+    r, r_low = reduce_in_two(x, n)
+    r, r_low = r * 0.0625, r_low * 0.0625
+    square = r * r
+    half, tail = 0.5 * square, square * r * polynomial(r, _EXPM1_SIXTEENTH)
+    m, m_low = two_sum(r, half)
+    m, m_low = two_sum(m, m_low + (0.5 * rest_of_product(r, r, -square) + fma(r_low, r, tail + r_low)))
+    for _ in range(4):
+        square = m * m
+        square_low = fma(m + m, m_low, rest_of_product(m, m, -square))
+        m, rest = two_sum(m + m, square)
+        m_low = rest + (m_low + m_low + square_low)
+    e, e_low = two_sum(splat_like(x, 1.0), m)
+    power_of_two = exp2_whole(FLOAT64, n)
+    zero = splat_like(x, 0.0)
+    return select(inside, e * power_of_two, zero), select(inside, (e_low + m_low) * power_of_two, zero)
 
 
 @inlined

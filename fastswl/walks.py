@@ -36,7 +36,7 @@ BATCH_ELEMENTS = 8192
 #: so many elements that the first and last batch of a block, which nothing overlaps, count little (1,000 classes: 0.32 to 0.26 ns)
 BLOCK_ELEMENTS, LARGE_BLOCK_ELEMENTS, BLOCKS = 16384, 131072, 64
 #: bytes of results from which on they are written past the caches
-STREAMING_BYTES = 16 << 20
+STREAMING_BYTES = 14 << 20
 
 
 class Walk(NamedTuple):

@@ -1718,6 +1718,27 @@ FORMULAS = [
         "test_torch.py::test_cross_entropy",
     ),
     mutant(
+        "a logsumexp near zero is summed up again",
+        ROWS,
+        "                if abs(value) < NEAR_ZERO:",
+        "                if abs(value) < 0.0:",
+        "test_exactness.py::test_logsumexp_near_zero_keeps_its_relative_accuracy",
+    ),
+    mutant(
+        "a logsumexp nearer to zero is summed up with exact exponentials",
+        "kernels/near_zero.py",
+        "    if abs(value) < NEARER_ZERO:",
+        "    if abs(value) < 0.0:",
+        "test_exactness.py::test_logsumexp_near_zero_keeps_its_relative_accuracy[2-1e-07-float32]",
+    ),
+    mutant(
+        "exact exponentials: the rest of the square",
+        "vectormath.py",
+        "square_low = fma(m + m, m_low, rest_of_product(m, m, -square))",
+        "square_low = (m + m) * m_low",
+        "test_exactness.py::test_logsumexp_near_zero_keeps_its_relative_accuracy[33-0.001-float64]",
+    ),
+    mutant(
         "the sum is that of the losses, exactly",
         ROWS,
         "load_wide(storage, sums + SUM_LOW) + error",
