@@ -153,7 +153,7 @@ def run_softmax_family(operation: str, x: Array, out: Array, n_threads: int) -> 
     route = arrays.route(storages[0], x.shape, 2 if code == LOG_SOFTMAX else 1, Options(code, NO_TARGETS))
     for offsets in route.pieces:
         _walk_over(route, storages, arrays.changing(offsets), n_threads, None)
-    if code != LOGSUMEXP and x.dtype == out.dtype:
+    if x.dtype == out.dtype:
         keep_softmax((operation, x.dtype, x.shape), storages, route, x, out)
 
 

@@ -196,14 +196,14 @@ def _seen_before(
     dtype, shape = logits.dtype, logits.shape
     key = (dtype, shape, targets.dtype, targets.shape, int(with_grad), scalars)
     call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)
-    if call is None or not logits.flags.c_contiguous or not targets.flags.c_contiguous:
+    if call is None:
         return None
     grad = grad_out
     if not with_grad:
         grad = logits
     elif grad is None:
         grad = np.empty(shape, dtype)
-    elif type(grad) is not np.ndarray or grad.dtype is not dtype or grad.shape != shape or not grad.flags.c_contiguous:
+    elif type(grad) is not np.ndarray or grad.dtype is not dtype or grad.shape != shape:
         return None
     value = call(logits, targets, grad, logits)
     if value == REFUSED:

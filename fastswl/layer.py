@@ -206,8 +206,7 @@ z_loss, logit_scale, softcap, class_mask, n_threads
             return None
         key = (dtype, shape, t.dtype, t.shape, 2, self._scalars_of_calls)
         call = lazy.prepared.get(key) or lazy.call_in_blocks(key, self._n_threads)
-        in_order = x.flags.c_contiguous and t.flags.c_contiguous and owned.grad.flags.c_contiguous
-        if call is None or not in_order:
+        if call is None:
             return None
         value = call(x, t, owned.grad, owned.probabilities)
         if value == REFUSED:

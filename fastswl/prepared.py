@@ -38,8 +38,8 @@ PREPARED_SHAPES = 256
 
 
 def keep_softmax(key: tuple[Any, ...], storages: tuple[str, str], route: Route, x: Array, out: Array) -> None:
-    """Keep a call of softmax or log_softmax."""
-    if not (_plain(x) and _plain(out)):
+    """Keep a call of softmax, log_softmax or logsumexp."""
+    if not (_plain(x) and _plain(out) and x.dtype.kind in "fV"):
         return
     _keep(key, storages, route, small_softmax, x)
 

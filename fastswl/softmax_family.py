@@ -166,11 +166,11 @@ def _seen_before(operation: str, x: npt.NDArray[Any], out: Any, n_threads: int |
     dtype, shape = x.dtype, x.shape
     key = (operation, dtype, shape)
     call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)
-    if call is None or not x.flags.c_contiguous:
+    if call is None:
         return None
     if out is None:
         out = np.empty(shape, dtype)
-    elif type(out) is not np.ndarray or out.dtype is not dtype or out.shape != shape or not out.flags.c_contiguous:
+    elif type(out) is not np.ndarray or out.dtype is not dtype or out.shape != shape:
         return None
     return None if call(x, out) == REFUSED else out
 
@@ -262,6 +262,19 @@ def logsumexp(
     >>> print(value.round(6), sign)
     1.541325 -1.0
     """
+    if (
+        type(x) is np.ndarray
+        and axis is DEFAULT_AXIS
+        and b is out is None
+        and keepdims is return_sign is False
+        and (n_threads is None or (type(n_threads) is int and n_threads > 0))
+    ):
+        key = ("logsumexp", x.dtype, x.shape)
+        call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)
+        if call is not None:
+            result = np.empty(x.shape[:-1], x.dtype)
+            if call(x, result) != REFUSED:
+                return result if result.ndim else result[()]
     threads = lazy.resolved_thread_count(n_threads)
     array = as_array("x", x)
     dtype = RESULT_DTYPE[array.dtype]

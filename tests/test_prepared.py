@@ -73,6 +73,7 @@ def test_kept_calls_give_the_same_bits(shape, dtype, kind, no_general_way):
             yield (layer.forward(logits, targets), layer.backward(), layer.y, layer.t)
         yield swl.softmax(logits)
         yield swl.log_softmax(logits, n_threads=2)
+        yield swl.logsumexp(logits)
 
     first = [bits(result) for result in all_results()]
     no_general_way()
@@ -116,6 +117,34 @@ def test_kept_calls_refuse_what_they_cannot_do(shape):
     with pytest.raises(ValueError, match="grad_out overlaps logits"):
         swl.cross_entropy_value_and_grad(memory[1:].reshape(shape), targets, grad_out=memory[:-1].reshape(shape))
     assert np.array_equal(memory[1:], logits.ravel())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_calls_see_another_order_in_memory(shape):
+    """Arrays of a shape that was seen, but whose numbers lie in another order or in steps."""
+    logits, targets = problem(shape, np.float32, "probabilities")
+    steps = np.repeat(logits, 2, axis=0)[::2]
+    for x, t in ((np.asfortranarray(logits), targets), (logits, np.asfortranarray(targets)), (steps, targets)):
+        for out in (np.empty_like(logits), np.asfortranarray(logits)):
+            lazy.prepared.clear()
+            layer = swl.SoftmaxWithLoss()
+            for _ in range(2):
+                expected = swl.cross_entropy_value_and_grad(logits, targets, grad_out=np.empty_like(logits))
+                loss = swl.cross_entropy(logits, targets)
+                softmax, sums = swl.softmax(logits, out=np.empty_like(logits)), swl.logsumexp(logits)
+                layer.forward(logits, targets)
+                y = layer.y.copy()
+            # a tile in the panel walk, a row by itself: not all layouts have the same bits
+            near = {"rtol": 1e-6, "atol": 1e-9}
+            got = swl.cross_entropy_value_and_grad(x, t, grad_out=out)
+            assert got.grad is out
+            np.testing.assert_allclose(got.grad, expected.grad, **near)
+            np.testing.assert_allclose(swl.cross_entropy(x, t), loss, **near)
+            np.testing.assert_allclose(swl.softmax(x, out=out), softmax, **near)
+            np.testing.assert_allclose(swl.logsumexp(x), sums, **near)
+            layer.forward(x, t)
+            np.testing.assert_allclose(layer.y, y, **near)
+            np.testing.assert_allclose(layer.backward(), expected.grad, **near)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -12,10 +12,12 @@ from fastswl.compilation import inlined, python_entry
 from fastswl.kernels.plan import (
     BEHIND_PLAN,
     LOGITS_WORD,
+    LOGSUMEXP,
     OUT_WORD,
     PARTIALS_WORD,
     PROBABILITY_TARGETS,
     ROW_FACTOR_WORD,
+    ROW_VALUES_WORD,
     SOFTMAX_WORD,
     TARGETS_WORD,
     load_plan,
@@ -23,6 +25,7 @@ from fastswl.kernels.plan import (
 from fastswl.kernels.targets import INT64, load_index
 from fastswl.simd import (
     ARRAY_ALIGNED,
+    ARRAY_C_CONTIGUOUS,
     ARRAY_OBJECT,
     ARRAY_WRITEABLE,
     array_data,
@@ -38,12 +41,19 @@ _WORD = types.int64
 
 
 @inlined
+def readable(array):
+    """Whether an array is aligned and contiguous."""
+    return array_flags(array) & (ARRAY_ALIGNED | ARRAY_C_CONTIGUOUS) == ARRAY_ALIGNED | ARRAY_C_CONTIGUOUS
+
+
+@inlined
 def usable(array, extent, result):
     """Whether `result` (of `extent` bytes from its first element on) is a fit place for what comes from `array`."""
     apart = array_data(result) - array_data(array)
     return (
-        array_flags(array) & ARRAY_ALIGNED != 0
-        and array_flags(result) & (ARRAY_ALIGNED | ARRAY_WRITEABLE) == ARRAY_ALIGNED | ARRAY_WRITEABLE
+        readable(array)
+        and readable(result)
+        and array_flags(result) & ARRAY_WRITEABLE != 0
         and (apart == 0 or apart >= extent or -apart >= extent)
     )
 
@@ -93,14 +103,17 @@ def apart(first, first_bytes, second, second_bytes):
 
 @python_entry(_WORD, _WORD, _WORD, _WORD, ARRAY_OBJECT, ARRAY_OBJECT, returns=types.float64)
 def small_softmax(kernel, words, scratch, extent, x, out):
-    """Softmax or log_softmax of contiguous arrays of one shape and dtype; 0, or REFUSED.
+    """Softmax, log_softmax or (into a new array) logsumexp of contiguous arrays of one shape and dtype; 0, or REFUSED.
 
     Without `kernel` only the plan is filled in.
     """
     if not usable(x, extent, out):
         return REFUSED
     store_int64(words + LOGITS_WORD, array_data(x))
-    store_int64(words + OUT_WORD, array_data(out))
+    if load_plan(words).operation == LOGSUMEXP:
+        store_int64(words + ROW_VALUES_WORD, array_data(out))
+    else:
+        store_int64(words + OUT_WORD, array_data(out))
     if kernel != 0:
         call_kernel(kernel, words, scratch, 0, 1)
     return 0.0
@@ -117,7 +130,7 @@ def small_loss(kernel, words, scratch, extent, is_mean, logits, targets, grad, p
     """
     plan = load_plan(words)
     target = array_data(targets)
-    if array_flags(targets) & ARRAY_ALIGNED == 0:
+    if not readable(targets):
         return REFUSED
     counted = rows_that_count(plan, target)
     if counted < 0 or (is_mean != 0 and counted == 0):
@@ -128,10 +141,12 @@ def small_loss(kernel, words, scratch, extent, is_mean, logits, targets, grad, p
         if not usable(logits, extent, grad) or not apart(target, target_bytes, array_data(grad), extent):
             return REFUSED
         store_int64(words + OUT_WORD, array_data(grad))
-    elif array_flags(logits) & ARRAY_ALIGNED == 0:
+    elif not readable(logits):
         return REFUSED
     if plan.softmax_class != 0:
         place = array_data(probabilities)
+        if not readable(probabilities):
+            return REFUSED
         if not apart(array_data(logits), extent, place, extent) or not apart(target, target_bytes, place, extent):
             return REFUSED
         store_int64(words + SOFTMAX_WORD, place)

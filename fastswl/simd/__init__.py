@@ -72,6 +72,7 @@ from fastswl.simd.types import (
 )
 from fastswl.simd.words import (
     ARRAY_ALIGNED,
+    ARRAY_C_CONTIGUOUS,
     ARRAY_OBJECT,
     ARRAY_WRITEABLE,
     ArrayObject,
@@ -85,6 +86,7 @@ from fastswl.simd.words import (
 
 __all__ = [
     "ARRAY_ALIGNED",
+    "ARRAY_C_CONTIGUOUS",
     "ARRAY_OBJECT",
     "ARRAY_WRITEABLE",
     "FLOAT32",

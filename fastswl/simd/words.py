@@ -57,7 +57,7 @@ def _array_field(offset, llvm_type):
 #: address of an array's first element; its NPY_ARRAY_* flags
 array_data = _array_field(_ARRAY_DATA, I64)
 array_flags = _array_field(_ARRAY_FLAGS, I32)
-ARRAY_ALIGNED, ARRAY_WRITEABLE = 0x100, 0x400
+ARRAY_C_CONTIGUOUS, ARRAY_ALIGNED, ARRAY_WRITEABLE = 0x1, 0x100, 0x400
 
 
 class Words(types.Type):
