@@ -131,7 +131,7 @@ WALKS = {
     "panel": "GBM",
     "strided": "segmentation",
     "row": "1000 classes",
-    "split": "four long rows",
+    "split": "one row of 1100000",
 }
 
 

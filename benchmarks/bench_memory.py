@@ -9,7 +9,7 @@ CALLS = {
     "panel": ("loss_and_grad", "GBM", {}),
     "strided": ("loss_and_grad", "segmentation", {}),
     "row": ("loss_and_grad", "1000 classes", {}),
-    "split": ("loss_and_grad", "four long rows", {}),
+    "split": ("loss_and_grad", "one row of 1100000", {}),
     "float16": ("loss_and_grad", "GBM", {"dtype": "float16"}),
     "probabilities": ("loss_and_grad", "GBM", {"soft": True}),
 }

@@ -68,7 +68,7 @@ SHAPES = {
         Shape("2048 rows of 10", (2048, 10)),
         Shape("picture of 48 x 48", (1, 21, 48, 48), axis=1),
         Shape("24 rows of 1000", (24, 1000)),
-        Shape("one row of 140000", (1, 140_000)),
+        Shape("one row of 1100000", (1, 1_100_000)),
         # at least four times a last cache of 32 MB in float32, by the number of classes
         Shape("2 classes", (24_000_000, 2)),
         Shape("3 classes", (16_000_000, 3)),

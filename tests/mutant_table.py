@@ -586,7 +586,7 @@ WHICH_WALK = [
     mutant(
         "rows of few classes go through the panel walk",
         WALKS,
-        "PANEL_CLASSES = 128",
+        "PANEL_CLASSES = 384",
         "PANEL_CLASSES = 64",
         "test_walks.py::test_the_choice_looks_at_rows_only",
     ),
@@ -600,7 +600,7 @@ WHICH_WALK = [
     mutant(
         "the longest rows are split",
         WALKS,
-        "SPLIT_CLASSES = 131072",
+        "SPLIT_CLASSES = 1 << 20",
         "SPLIT_CLASSES = 1 << 30",
         "test_walks.py::test_each_walk_is_taken_and_right",
         "test_walks.py::test_the_choice_looks_at_rows_only",

@@ -33,7 +33,7 @@ CASES = {
     "few classes, many rows": Case((4096, 10)),
     "few classes": Case((64, 10)),
     "many classes": Case((64, 1000)),
-    "two long rows": Case((2, 200_000)),
+    "two long rows": Case((2, 1_100_000)),
     "images": Case((8, 21, 64, 64), axis=1),
     "Fortran order": Case((256, 100), fortran=True),
 }

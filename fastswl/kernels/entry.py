@@ -107,13 +107,15 @@ def small_softmax(kernel, words, scratch, extent, x, out):
 
     Without `kernel` only the plan is filled in.
     """
-    if not usable(x, extent, out):
-        return REFUSED
-    store_int64(words + LOGITS_WORD, array_data(x))
     if load_plan(words).operation == LOGSUMEXP:
+        if not readable(x) or not readable(out):
+            return REFUSED
         store_int64(words + ROW_VALUES_WORD, array_data(out))
     else:
+        if not usable(x, extent, out):
+            return REFUSED
         store_int64(words + OUT_WORD, array_data(out))
+    store_int64(words + LOGITS_WORD, array_data(x))
     if kernel != 0:
         call_kernel(kernel, words, scratch, 0, 1)
     return 0.0
