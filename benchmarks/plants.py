@@ -101,7 +101,7 @@ SLOW = (
             (file, old, "    for _ in range({steps}):\n        pass\n" + old)
             for file, old in (
                 ("functions.py", "    call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)\n"),
-                ("softmax_family.py", "    call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)\n"),
+                ("softmax_family.py", "    key = (operation, dtype, shape)\n"),
             )
         ),
         26,
