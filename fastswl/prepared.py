@@ -33,6 +33,8 @@ prepared: dict[tuple[Any, ...], Any] = {}
 _GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 #: elements up to which a call's way through Python counts (1e6: 12 us of 200)
 PREPARED_ELEMENTS = 1 << 20
+#: scratch memory that a kept call may hold; one that needs more uses its thread's
+HELD_BYTES = 1 << 17
 #: shapes kept; past it all are forgotten (a program that goes through thousands of shapes gains nothing by them)
 PREPARED_SHAPES = 256
 
@@ -68,7 +70,7 @@ def _keep(key: tuple[Any, ...], storages: tuple[str, str], route: Route, entry: 
     words: list[Any] = [0] * CHANGING
     words[Plan._fields.index("weight_total")] = route.fields["n_classes"]
     packed = CHANGING_LAYOUT.pack(*words) + route.fixed
-    if route.n_blocks == 1:
+    if route.n_blocks == 1 and logits.size < PARALLEL_ELEMENTS and route.walk.scratch_bytes <= HELD_BYTES:
         if _GIL:
             prepared[key] = _one_block(kernel, packed, route, entry(), logits.nbytes, more)
     else:
@@ -87,7 +89,7 @@ def _one_block(kernel: int, packed: bytes, route: Route, entry: Any, extent: int
 
 
 def _in_blocks(kernel: int, packed: bytes, route: Route, entry: Any, logits: Array, more: tuple[int, ...]) -> Any:
-    """Make the same for several blocks, without the GIL: each call has a plan of its own."""
+    """Make the same for several blocks, or one that is large, without the GIL: each call has a plan of its own."""
     extent, n_blocks, scratch_bytes = logits.nbytes, route.n_blocks, route.walk.scratch_bytes
     serial = logits.size < PARALLEL_ELEMENTS
     is_loss = len(more) > 0

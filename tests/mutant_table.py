@@ -1269,6 +1269,13 @@ OPTIONS = [
         "test_prepared.py::test_kept_calls_give_the_same_bits[shape0-float32-indices]",
     ),
     mutant(
+        "a kept call holds little memory",
+        "prepared.py",
+        " and logits.size < PARALLEL_ELEMENTS and route.walk.scratch_bytes <= HELD_BYTES:",
+        ":",
+        "test_prepared.py::test_what_is_kept_holds_little_memory",
+    ),
+    mutant(
         "a kept call sees the order in memory",
         ENTRY,
         "array_flags(array) & (ARRAY_ALIGNED | ARRAY_C_CONTIGUOUS) == ARRAY_ALIGNED | ARRAY_C_CONTIGUOUS",

@@ -185,6 +185,19 @@ def test_a_kept_layer_is_given_its_own_softmax(shape):
     assert np.array_equal(y, before)
 
 
+def test_what_is_kept_holds_little_memory():
+    """A row of a million classes has megabytes of scratch memory: its thread's, not the kept call's."""
+    for shape in ((1, 1_000_000), (1, 30_000), (3, 2000), (64, 10)):
+        lazy.prepared.clear()
+        x = np.zeros(shape, np.float32)
+        swl.softmax(x)
+        swl.cross_entropy_value_and_grad(x, np.zeros(shape[0], int))
+        assert len(lazy.prepared) == 2
+        for call in lazy.prepared.values():
+            memory = getattr(call, "memory", None)
+            assert memory is None or memory.nbytes < 200_000
+
+
 def test_negative_losses_are_no_refusals():
     """A loss of probabilities that are no distribution may have any sign: in place it must not be computed twice."""
     logits, targets = np.array([[0.0, 1.0], [2.0, -1.0]]), np.full((2, 2), -0.7)
