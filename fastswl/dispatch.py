@@ -1,7 +1,7 @@
 """From a checked call to kernels: the route, the divisor, the walk, the sum of the losses.
 
-What shapes and options decide is found once (`walks.find_route`); a call fills in addresses. Calls of contiguous arrays without
-options don't come here again: `fastswl.prepared` holds them ready.
+What shapes and options decide is found once (`walks.find_route`); a call fills in addresses. Calls of contiguous arrays whose
+options are numbers don't come here again: `fastswl.prepared` holds them ready.
 """
 
 import functools

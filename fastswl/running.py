@@ -37,14 +37,12 @@ def kernel_address(walk: str, storage: str, target_storage: str) -> int:
     key = (walk, storage, target_storage)
     address = _addresses.get(key)
     if address is None:
-        with forks.at_work:
-            address = _addresses[key] = compiled_address(_KERNELS[walk], kernel_signature(storage, target_storage))
+        address = _addresses[key] = compiled_address(_KERNELS[walk], kernel_signature(storage, target_storage))
     return address
 
 
 def _serial_entry() -> Callable[..., Any]:
-    with forks.at_work:
-        entry = _entries["serial"] = run_serial()
+    entry = _entries["serial"] = run_serial()
     return entry
 
 

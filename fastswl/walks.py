@@ -22,8 +22,8 @@ from fastswl.simd import STORAGES, VECTOR_BYTES
 PANEL_CLASSES = 384
 #: classes of the tiles that go through the stages together
 STEP_CLASSES = 64
-#: bytes of the tiles of rows that lie side by side: half the second-level cache. The more rows, the longer the pieces of each class
-#: (loss and gradient of 300 classes: 1 tile 0.45 ns, 4 tiles 0.38, 8 tiles 0.30); below so many classes the tables of 8 tiles
+#: bytes of the tiles of rows that lie side by side, below a second-level cache of 1 MB. The more rows, the longer the pieces of each
+#: class (loss and gradient of 300 classes: 1 tile 0.45 ns, 4 tiles 0.38, 8 tiles 0.30); below so many classes the tables of 8 tiles
 #: are too much for the first-level cache (the loss of 10 classes: 4 tiles 0.34, 8 tiles 0.49)
 STRIDED_STEP_BYTES, WIDE_STEP_CLASSES = 786432, 64
 #: classes up to which the tile of rows that lie side by side stays in the second-level cache

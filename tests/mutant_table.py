@@ -1276,6 +1276,20 @@ OPTIONS = [
         "test_prepared.py::test_what_is_kept_holds_little_memory",
     ),
     mutant(
+        "a kept call refuses an index that is no class",
+        ENTRY,
+        "    return counted if wrong == 0 else -1",
+        "    return counted",
+        "test_prepared.py::test_kept_calls_refuse_what_they_cannot_do",
+    ),
+    mutant(
+        "a kept call looks for targets in the gradient",
+        ENTRY,
+        "or not apart(target, target_bytes, array_data(grad), extent):",
+        "or target == 0:",
+        "test_prepared.py::test_kept_calls_with_targets_in_the_way",
+    ),
+    mutant(
         "a kept call sees the order in memory",
         ENTRY,
         "array_flags(array) & (ARRAY_ALIGNED | ARRAY_C_CONTIGUOUS) == ARRAY_ALIGNED | ARRAY_C_CONTIGUOUS",

@@ -169,20 +169,14 @@ def test_kept_calls_with_targets_in_the_way(shape):
 def test_a_kept_layer_is_given_its_own_softmax(shape):
     logits, targets = problem(shape, np.float32, "probabilities")
     layer, other = swl.SoftmaxWithLoss(), swl.SoftmaxWithLoss()
-    for _ in range(2):
-        layer.forward(logits, targets)
-    y = layer.y
-    before = y.copy()
-    expected = (other.forward(before, targets), other.backward(), other.y)
-    assert bits((layer.forward(y, targets), layer.backward(), layer.y)) == bits(expected)
-    assert np.array_equal(y, before)
-    for _ in range(2):
-        layer.forward(logits, targets)
-    y = layer.y
-    before = y.copy()
-    expected = (other.forward(logits, before), other.backward(), other.y)
-    assert bits((layer.forward(logits, y), layer.backward(), layer.y)) == bits(expected)
-    assert np.array_equal(y, before)
+    for give in (lambda y: (y, targets), lambda y: (logits, y)):
+        for _ in range(2):
+            layer.forward(logits, targets)
+        y = layer.y
+        before = y.copy()
+        expected = (other.forward(*give(before)), other.backward(), other.y)
+        assert bits((layer.forward(*give(y)), layer.backward(), layer.y)) == bits(expected)
+        assert np.array_equal(y, before)
 
 
 def test_what_is_kept_holds_little_memory():
