@@ -52,7 +52,6 @@ def _in_panel_kernel(walk: str, comparison: str, steps: int) -> Plant:
                 "                planted(scratch + AGAIN, plan.n_classes * (step_rows // rows) * {steps} // 64)\n"
                 + end_of_step,
             ),
-            ("kernels/panel.py", "import (\n    APART,\n", "import (\n    AGAIN,\n    APART,\n"),
         ),
         steps,
     )
@@ -114,9 +113,10 @@ INEXACT = Plant(
     (
         (
             "kernels/part.py",
-            "            factor = splat_like(like, load_double(table + SCALE + 8 * row) * below)\n",
+            "            factor.value, factor_low.value = number(SCALE, below.value), number(SCALE_LOW, below.value)\n",
             "            off = 1.0 + by_type(arithmetic, 4 * 2.0**-24, 4 * 2.0**-53)\n"
-            "            factor = splat_like(like, load_double(table + SCALE + 8 * row) * below * off)\n",
+            "            factor.value = number(SCALE, below.value * off)\n"
+            "            factor_low.value = number(SCALE_LOW, below.value)\n",
         ),
     ),
 )

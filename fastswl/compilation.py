@@ -4,14 +4,30 @@ No fast-math flag anywhere: multiply-adds are written as `fma`, sums run in a fi
 what LLVM chooses to contract, to reassociate or to vectorise.
 """
 
-import contextlib
 import functools
-import gc
 
 from numba import config, get_num_threads, njit, prange, set_num_threads, types
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.compiler_machinery import register_pass
-from numba.core.typed_passes import NativeLowering
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase
+from numba.core.compiler_machinery import PassManager, register_pass
+from numba.core.typed_passes import (
+    InlineOverloads,
+    IRLegalization,
+    NativeLowering,
+    NoPythonBackend,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+)
+from numba.core.untyped_passes import (
+    DeadBranchPrune,
+    FixupArgs,
+    GenericRewrites,
+    InlineInlinables,
+    IRProcessing,
+    ReconstructSSA,
+    RewriteSemanticConstants,
+    TranslateByteCode,
+)
 from numba.experimental.function_type import _get_wrapper_address
 
 from fastswl import forks
@@ -39,41 +55,96 @@ if config.DISABLE_JIT:
 _COMMON = {"error_model": "numpy", "boundscheck": False}
 
 
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _RoutineLowering(NativeLowering):
-    """Lowers a function that only kernels call: no machine code of its own, no optimisation of its own.
+class _Library(JITCodeLibrary):
+    """The code of a function of ours. It is not optimised before all that it calls is there."""
 
-    Numba optimises and assembles every function with all that it calls; a routine four calls deep would be optimised five
-    times. Here a kernel is optimised once, whole.
+    def _optimize_functions(self, module):
+        pass
+
+
+class _RoutineLibrary(_Library):
+    """The code of a function that only kernels call, as it was written: they link it, and are optimised and assembled whole.
+
+    Numba optimises and assembles every function with all that it calls; a routine four calls deep would be done five times.
     """
 
+    def finalize(self):
+        self._raise_if_finalized()
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _KernelLibrary(_Library):
+    """The code of a kernel, and of all routines that it calls, directly or not."""
+
+    def add_linking_library(self, library):
+        if library not in self._linking_libraries:
+            super().add_linking_library(library)
+            if isinstance(library, _RoutineLibrary):
+                for deeper in library._linking_libraries:
+                    self.add_linking_library(deeper)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _RoutineLowering(NativeLowering):
     _name = "routine_lowering"
 
     def run_pass(self, state):
-        library = state.library = state.targetctx.codegen().create_library(state.func_id.func_qualname)
-        library.enable_object_caching()
-        library._optimize_final_module = lambda: None
+        state.library = _RoutineLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
         # Numba knows an overload by the object that Python would call: a built-in method, another one for each
         nobody_calls_this = [].clear
-        state.targetctx.insert_user_function(nobody_calls_this, state.cr.fndesc, [library])
+        state.targetctx.insert_user_function(nobody_calls_this, state.cr.fndesc, [state.library])
         state.cr = state.cr._replace(cfunc=nobody_calls_this)
         return True
 
 
-class _RoutineCompiler(CompilerBase):
-    def define_pipelines(self):
-        manager = DefaultPassBuilder.define_nopython_pipeline(self.state, "routine")
-        manager.passes = [(_RoutineLowering if step is NativeLowering else step, text) for step, text in manager.passes]
-        manager.finalize()
-        return [manager]
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _KernelLowering(NativeLowering):
+    _name = "kernel_lowering"
+
+    def run_pass(self, state):
+        state.library = _KernelLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return super().run_pass(state)
 
 
-#: a step of a formula: put in place before types are known. A function of its own costs 60 to 90 ms of compilation
+#: of Numba's passes those that kernels have a use for (the others, which find nothing, take a tenth of a first call)
+_PASSES = (
+    TranslateByteCode,
+    FixupArgs,
+    IRProcessing,
+    RewriteSemanticConstants,
+    DeadBranchPrune,
+    GenericRewrites,
+    InlineInlinables,
+    ReconstructSSA,
+    NopythonTypeInference,
+    PreLowerStripPhis,
+    InlineOverloads,
+    IRLegalization,
+)
+
+
+def _compiler(lowering):
+    """Numba's compiler with another way to lower."""
+
+    class Compiler(CompilerBase):
+        def define_pipelines(self):
+            manager = PassManager(lowering._name)
+            for step in (*_PASSES, lowering, NoPythonBackend):
+                manager.add_pass(step, step.__name__)
+            manager.finalize()
+            return [manager]
+
+    return Compiler
+
+
+#: a few statements that no formula can hold: put in place before types are known
 inlined = njit(inline="always", **_COMMON)
-#: a loop over a block: compiled once in a kernel, called from several places
-routine = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_RoutineCompiler, **_COMMON)
+#: what is long, or called from several places: a function in the machine code of each kernel
+routine = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_compiler(_RoutineLowering), **_COMMON)
 
 
 def _cached(dispatcher):
@@ -83,7 +154,7 @@ def _cached(dispatcher):
 
 def block_kernel(function):
     """A whole walk over blocks of rows; called by its address, compiled for a pair of storages, kept on disk."""
-    return _cached(njit(nogil=True, **_COMMON)(function))
+    return _cached(njit(nogil=True, pipeline_class=_compiler(_KernelLowering), **_COMMON)(function))
 
 
 def parallel_driver(function):
@@ -91,26 +162,9 @@ def parallel_driver(function):
     return _cached(njit(nogil=True, parallel=True, **_COMMON)(function))
 
 
-#: objects made before the youngest are looked through, while Numba makes millions that stay (a cold start: 7.5 to 6.7 s)
-_OBJECTS_WHILE_COMPILING = 20_000
-
-
-@contextlib.contextmanager
-def _at_work():
-    """One thread compiles at a time, no process forks meanwhile, and Python's garbage collector looks seldom."""
-    with forks.at_work:
-        before = gc.get_threshold()
-        if 0 < before[0] < _OBJECTS_WHILE_COMPILING:
-            gc.set_threshold(_OBJECTS_WHILE_COMPILING, *before[1:])
-        try:
-            yield
-        finally:
-            gc.set_threshold(*before)
-
-
 def compiled_entry(dispatcher, signature):
     """Compile (or load) for one signature; what Python calls with arguments of exactly these types, past Numba's dispatcher."""
-    with _at_work():
+    with forks.at_work:
         dispatcher.compile(signature)
     return dispatcher.overloads[signature.args].entry_point
 
@@ -119,7 +173,7 @@ def python_entry(*argument_types, returns, nogil=False):
     """Decorate a function that Python calls with arguments of exactly these types; a call of the result compiles it."""
 
     def compile_entry(function):
-        dispatcher = _cached(njit(nogil=nogil, **_COMMON)(function))
+        dispatcher = _cached(njit(nogil=nogil, pipeline_class=_compiler(_KernelLowering), **_COMMON)(function))
         return functools.cache(lambda: compiled_entry(dispatcher, returns(*argument_types)))
 
     return compile_entry
@@ -131,12 +185,13 @@ DRIVER_SIGNATURE = _WORD(*(_WORD,) * 8)  # as the arguments of `run_parallel`
 
 
 def kernel_signature(storage, target_storage):
-    """Signature of a block kernel for the names of two storages."""
-    return _WORD(STORAGE_TYPES[storage], STORAGE_TYPES[target_storage], *KERNEL_WORDS)
+    """Signature of a block kernel for the names of two storages; None for the second makes one for plain calls."""
+    target_type = types.none if target_storage is None else STORAGE_TYPES[target_storage]
+    return _WORD(STORAGE_TYPES[storage], target_type, *KERNEL_WORDS)
 
 
 def compiled_address(dispatcher, signature):
     """Compile (or load from the cache) for one signature; the machine address of the C function."""
-    with _at_work():
+    with forks.at_work:
         dispatcher.compile(signature.args)
     return _get_wrapper_address(dispatcher, signature)

@@ -1,7 +1,8 @@
 """From a checked call to kernels: the route, the divisor, the walk, the sum of the losses.
 
 What shapes and options decide is found once (`walks.find_route`); a call fills in addresses. Calls of contiguous arrays whose
-options are numbers don't come here again: `fastswl.prepared` holds them ready.
+options are numbers don't come here again: `fastswl.prepared` holds them ready. Those of one block, already the first time, so that
+a first call need not compile what only the general way uses.
 """
 
 import functools
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastswl.arguments import LossPlan, empty_error, index_error
+from fastswl.arguments import REFUSED, LossPlan, empty_error, index_error
 from fastswl.kernels.plan import (
     CHANGING,
     INDEX_TARGETS,
@@ -29,7 +30,7 @@ from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS
 from fastswl.kernels.split import DESCRIBE, FINISH, MERGE, SUM_UP
 from fastswl.kernels.targets import INDEX_CODES
 from fastswl.prepared import exact_sum, keep_loss, keep_softmax, total_of_blocks
-from fastswl.running import PARALLEL_ELEMENTS, address_of, kernel_address, packed_plan, run_kernel
+from fastswl.running import PARALLEL_ELEMENTS, Storages, address_of, kernel_address, packed_plan, run_kernel
 from fastswl.simd import STORAGES
 from fastswl.walks import Options, Route, find_route, pack_fixed
 
@@ -78,7 +79,7 @@ class _Arrays:
 # --- the walks ----------------------------------------------------------------------------------------------------------
 
 
-def _walk_over(route: Route, storages: tuple[str, str], words: list[Any], n_threads: int, partials: Any) -> None:
+def _walk_over(route: Route, storages: Storages, words: list[Any], n_threads: int, partials: Any) -> None:
     """Walk over one piece of the rows. With a list for `partials`, sums of losses are added to it."""
     if route.walk.name == "split":
         _walk_split(route, storages, words, n_threads, partials)
@@ -94,7 +95,7 @@ def _walk_over(route: Route, storages: tuple[str, str], words: list[Any], n_thre
     run_kernel(kernel, packed_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, n_threads)
 
 
-def _walk_split(route: Route, storages: tuple[str, str], words: list[Any], n_threads: int, partials: Any) -> None:
+def _walk_split(route: Route, storages: Storages, words: list[Any], n_threads: int, partials: Any) -> None:
     """The split walk: every row's parts to all threads, twice, with a merge of each row between."""
     fields = route.fields
     part_classes = PART_VECTORS * STORAGES[storages[0]].lanes
@@ -149,12 +150,14 @@ def run_softmax_family(operation: str, x: Array, out: Array, n_threads: int) -> 
     arrays = _Arrays()
     arrays.add("logits", x, True)
     arrays.add("row_values" if code == LOGSUMEXP else "out", out, code != LOGSUMEXP)
-    storages = (storage_of(x.dtype), "float64")
+    storages = (storage_of(x.dtype), "float64" if code == LOGSUMEXP else None)
     route = arrays.route(storages[0], x.shape, 2 if code == LOG_SOFTMAX else 1, Options(code, NO_TARGETS))
+    if x.dtype == out.dtype:
+        kept = keep_softmax((operation, x.dtype, x.shape), storages, route, x, out)
+        if kept is not None and kept(x, out) != REFUSED:
+            return
     for offsets in route.pieces:
         _walk_over(route, storages, arrays.changing(offsets), n_threads, None)
-    if x.dtype == out.dtype:
-        keep_softmax((operation, x.dtype, x.shape), storages, route, x, out)
 
 
 def _loss_arrays(plan: LossPlan) -> _Arrays:
@@ -188,13 +191,27 @@ def _loss_options(plan: LossPlan) -> tuple[Options, int]:
     return options, 5 if plan.probabilities_out is not None else 4 if changed else 2 if spread else 1
 
 
+def _target_storage(plan: LossPlan) -> str | None:
+    """The storage of probability targets; of others any, and None where the kernels for plain calls serve."""
+    if plan.probabilities:
+        return storage_of(plan.targets.dtype)
+    plain = plan.label_smoothing == 0.0 and plan.softcap is None and plan.logit_scale == 1.0 and plan.class_mask is None
+    return None if plain else "float64"
+
+
 def run_loss(plan: LossPlan) -> np.float64 | None:
     """The losses of a checked plan, and their gradient; the mean or sum, None with reduction "none"."""
-    logits, targets = plan.logits, plan.targets
-    storages = (storage_of(logits.dtype), storage_of(targets.dtype) if plan.probabilities else "float64")
+    logits = plan.logits
+    storages = (storage_of(logits.dtype), _target_storage(plan))
     arrays = _loss_arrays(plan)
     options, areas = _loss_options(plan)
     route = arrays.route(storages[0], logits.shape, areas, options)
+    kept = keep_loss(storages, route, plan)
+    if kept is not None:
+        # (any array stands for a result that the plan has not)
+        value = kept(logits, plan.targets, *(logits if a is None else a for a in (plan.grad, plan.probabilities_out)))
+        if value != REFUSED:
+            return np.float64(value)
     others: dict[str, Any] = {"weight_total": logits.shape[-1]}
     held = None
     if plan.weight is not None:
@@ -221,7 +238,6 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
         _walk_over(route, storages, arrays.changing(offsets, **others), plan.n_threads, partials)
     if partials is None:
         return None
-    keep_loss(storages, route, plan)
     total = total_of_blocks(partials[0] if len(partials) == 1 else np.concatenate(partials))
     if plan.reduction == "sum":
         return np.float64(total)

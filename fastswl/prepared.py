@@ -22,7 +22,7 @@ from fastswl.arguments import (
 )
 from fastswl.kernels.entry import small_loss, small_softmax
 from fastswl.kernels.plan import BEHIND_PLAN, CHANGING, CHANGING_LAYOUT, Plan
-from fastswl.running import PARALLEL_ELEMENTS, address_of, kernel_address, run_kernel_at
+from fastswl.running import PARALLEL_ELEMENTS, Storages, address_of, kernel_address, run_kernel_at
 from fastswl.walks import Route
 
 Array = npt.NDArray[Any]
@@ -39,31 +39,31 @@ HELD_BYTES = 1 << 17
 PREPARED_SHAPES = 256
 
 
-def keep_softmax(key: tuple[Any, ...], storages: tuple[str, str], route: Route, x: Array, out: Array) -> None:
-    """Keep a call of softmax, log_softmax or logsumexp."""
+def keep_softmax(key: tuple[Any, ...], storages: Storages, route: Route, x: Array, out: Array) -> Any:
+    """Keep a call of softmax, log_softmax or logsumexp, and return it if it is one of a single block."""
     if not (_plain(x) and _plain(out) and x.dtype.kind in "fV"):
-        return
-    _keep(key, storages, route, small_softmax, x)
+        return None
+    return _keep(key, storages, route, small_softmax, x)
 
 
-def keep_loss(storages: tuple[str, str], route: Route, plan: LossPlan) -> None:
-    """Keep a call of the loss, with gradient or without, or of the layer."""
+def keep_loss(storages: Storages, route: Route, plan: LossPlan) -> Any:
+    """Keep a call of the loss, with gradient or without, or of the layer; return it if it is one of a single block."""
     if not _can_be_kept(plan):
-        return
+        return None
     logits, targets = plan.logits, plan.targets
     results = 2 if plan.probabilities_out is not None else 1 if plan.grad is not None else 0
     scalars = (
         plan.reduction, plan.ignore_index, plan.label_smoothing, plan.z_loss, plan.logit_scale, plan.softcap,
     )  # fmt: skip
     key = (logits.dtype, logits.shape, targets.dtype, targets.shape, results, scalars)
-    _keep(key, storages, route, small_loss, logits, int(plan.reduction == "mean"))
+    return _keep(key, storages, route, small_loss, logits, int(plan.reduction == "mean"))
 
 
-def _keep(key: tuple[Any, ...], storages: tuple[str, str], route: Route, entry: Any, logits: Array, *more: int) -> None:
+def _keep(key: tuple[Any, ...], storages: Storages, route: Route, entry: Any, logits: Array, *more: int) -> Any:
     if route.walk.name == "split" or len(route.pieces) > 1 or route.fields["n_outer"] > 1:
-        return
+        return None
     if logits.size > PREPARED_ELEMENTS:
-        return
+        return None
     if len(prepared) >= PREPARED_SHAPES:
         prepared.clear()
     kernel = kernel_address(route.walk.name, *storages)
@@ -71,10 +71,12 @@ def _keep(key: tuple[Any, ...], storages: tuple[str, str], route: Route, entry: 
     words[Plan._fields.index("weight_total")] = route.fields["n_classes"]
     packed = CHANGING_LAYOUT.pack(*words) + route.fixed
     if route.n_blocks == 1 and logits.size < PARALLEL_ELEMENTS and route.walk.scratch_bytes <= HELD_BYTES:
-        if _GIL:
-            prepared[key] = _one_block(kernel, packed, route, entry(), logits.nbytes, more)
-    else:
-        prepared[*key, "in blocks"] = _in_blocks(kernel, packed, route, entry(), logits, more)
+        if not _GIL:
+            return None
+        call = prepared[key] = _one_block(kernel, packed, route, entry(), logits.nbytes, more)
+        return call
+    prepared[*key, "in blocks"] = _in_blocks(kernel, packed, route, entry(), logits, more)
+    return None
 
 
 def _one_block(kernel: int, packed: bytes, route: Route, entry: Any, extent: int, more: tuple[int, ...]) -> Any:

@@ -22,7 +22,9 @@ from fastswl.kernels.split import split_walk
 PARALLEL_ELEMENTS = 32768
 _DATA = object.__basicsize__
 _KERNELS = {"panel": panel_walk, "strided": panel_walk, "row": row_walk, "split": split_walk, "scan": scan_targets}
-_addresses: dict[tuple[str, str, str], int] = {}
+#: of the logits, and of the targets: None for calls without options, whose kernels leave out what these need
+Storages = tuple[str, str | None]
+_addresses: dict[tuple[str, str, str | None], int] = {}
 _entries: dict[str, Callable[..., Any]] = {}
 
 
@@ -32,7 +34,7 @@ def address_of(array: npt.NDArray[Any]) -> int:
     return value
 
 
-def kernel_address(walk: str, storage: str, target_storage: str) -> int:
+def kernel_address(walk: str, storage: str, target_storage: str | None) -> int:
     """Compile a kernel for a pair of storages, if that has not been done: its address."""
     key = (walk, storage, target_storage)
     address = _addresses.get(key)

@@ -11,7 +11,6 @@ import math
 import numpy as np
 from numba.extending import overload
 
-from fastswl.compilation import inlined, routine
 from fastswl.simd import (
     FLOAT64,
     absolute,
@@ -21,6 +20,7 @@ from fastswl.simd import (
     as_numbers,
     by_type,
     fma,
+    formula,
     has_fma,
     lane,
     lanes,
@@ -29,6 +29,7 @@ from fastswl.simd import (
     select,
     splat_like,
     swap_halves,
+    to_float32,
     widen,
 )
 
@@ -117,19 +118,14 @@ BIAS_32, BIAS_64 = 40.0, 64.0
 _EXPONENT_32, _EXPONENT_64 = 127.0, 1023.0
 
 
-@inlined
-def bias(storage):
-    return by_type(storage, BIAS_32, BIAS_64)
-
-
-@inlined
+@formula
 def nearest_power(storage, x):
     """rint(x log2 e) of a vector of |x| < 2**21, as floats of its type."""
     rounding = by_type(storage, _ROUND_32, _ROUND_64)
     return fma(x, LOG2_E, rounding) - rounding
 
 
-@inlined
+@formula
 def reduce_argument(storage, x, n):
     """x - n ln 2."""
     if has_fma():
@@ -139,7 +135,7 @@ def reduce_argument(storage, x, n):
     return ((x - n * high) - n * middle) - n * low
 
 
-@inlined
+@formula
 def exp_polynomial(storage, r):
     if has_fma():
         return polynomial(r, by_type(storage, _EXP_32, _EXP_64))
@@ -147,7 +143,7 @@ def exp_polynomial(storage, r):
     return 1.0 + (r + r * r * polynomial(r, by_type(storage, _EXP_32[:-2], _EXP_64[:-2])))
 
 
-@inlined
+@formula
 def exp_reference(storage, power):
     """What `exp_above` wants to know of the power N of two that a block is relative to: the rounding constant that has N and
     the biases folded in, and the x below which e is exactly 0."""
@@ -157,7 +153,7 @@ def exp_reference(storage, power):
     return magic, lowest
 
 
-@inlined
+@formula
 def exp_above(storage, x, magic, lowest):
     """exp(x) 2**(bias - N): n - N + biases stands in the low bits of the rounded sum, which become the exponent.
 
@@ -167,7 +163,7 @@ def exp_above(storage, x, magic, lowest):
     return exp_polynomial(storage, r) * power_of_two
 
 
-@inlined
+@formula
 def exp_of_sum_above(storage, x, x_low, magic, lowest):
     """`exp_above` of x + x_low, the second being small beside the first."""
     # beside a logit of -1e38 it is huge, and the polynomial of it infinite
@@ -176,14 +172,14 @@ def exp_of_sum_above(storage, x, x_low, magic, lowest):
     return exp_polynomial(storage, r + x_low) * power_of_two
 
 
-@inlined
+@formula
 def exp_above_for_float32(x, magic, lowest):
     """`exp_above` of float64 vectors, to 2**-34."""
     r, power_of_two = reduce_above(FLOAT64, x, magic, lowest)
     return polynomial(r, _EXP_FOR_32) * power_of_two
 
 
-@inlined
+@formula
 def reduce_above(storage, x, magic, lowest):
     """The reduced argument, and the power of two that belongs to it."""
     x = select(x < lowest, lowest, x)
@@ -191,7 +187,7 @@ def reduce_above(storage, x, magic, lowest):
     return reduce_argument(storage, x, shifted - magic), as_floats(as_bits(shifted) << by_type(storage, 23, 52))
 
 
-@inlined
+@formula
 def exp2_whole(storage, n):
     """2**n for whole n (as floats) of the type, 0 below the normal range; n at most the largest exponent."""
     exponent = by_type(storage, _EXPONENT_32, _EXPONENT_64)
@@ -200,7 +196,7 @@ def exp2_whole(storage, n):
     return as_floats(bits)
 
 
-@inlined
+@formula
 def exp(storage, x):
     """exp(x), at most 1 ulp off, subnormal results and specials included."""
     exponent = by_type(storage, _EXPONENT_32, _EXPONENT_64)
@@ -213,19 +209,19 @@ def exp(storage, x):
     return (p * exp2_whole(storage, half)) * exp2_whole(storage, n - half)
 
 
-@inlined
+@formula
 def nearest_whole(storage, x):
     rounding = by_type(storage, _ROUND_32, _ROUND_64)
     return (x + rounding) - rounding
 
 
-@inlined
+@formula
 def upper_half(a):
     """The first 26 bits of a float64 vector. (By a mask: Veltkamp's product would overflow.)"""
     return as_floats(as_bits(a) & -0x8000000)
 
 
-@inlined
+@formula
 def rest_of_product(a, b, c):
     """a*b + c of float64 vectors where c takes off nearly all of the product, to the last bits of that.
 
@@ -240,7 +236,7 @@ def rest_of_product(a, b, c):
     return (product + c) + rest
 
 
-@inlined
+@formula
 def reduce_in_two(x, n):
     """x - n ln 2 of float64 vectors as a sum of two.
 
@@ -257,7 +253,7 @@ def reduce_in_two(x, n):
     return r, ((near - r) - step) - n * _LN2_SPLIT_64[2]
 
 
-@inlined
+@formula
 def exp_in_two(x, x_low, magic, lowest):
     """As `exp_of_sum_above` of float64 vectors, as a sum of two: within 2**-56."""
     x_low = select(x < lowest, splat_like(x, 0.0), x_low)
@@ -274,7 +270,7 @@ def exp_in_two(x, x_low, magic, lowest):
     return high * power_of_two, (rest - (high - first)) * power_of_two
 
 
-@inlined
+@formula
 def exp_exactly(x):
     """exp of float64 vectors up to 1 (0 below -700) as a sum of two, within 2**-66.
 
@@ -300,7 +296,7 @@ def exp_exactly(x):
     return select(inside, e * power_of_two, zero), select(inside, (e_low + m_low) * power_of_two, zero)
 
 
-@inlined
+@formula
 def log_of_quotient(storage, s):
     """2 atanh(s) of float64 vectors, for results of the arithmetic type of `storage`: log(a / b) for s = (a - b) / (a + b), a / b
     from 0.7 to 2."""
@@ -308,7 +304,7 @@ def log_of_quotient(storage, s):
     return fma(s * z, polynomial(z, by_type(storage, _ATANH_FOR_32, _ATANH_64)), s + s)
 
 
-@inlined
+@formula
 def split_exponent(a):
     """(k, a 2**-k) of positive normal float64, with a 2**-k in [sqrt(1/2), sqrt(2)); inf and NaN stay in the second."""
     bits = as_bits(a)
@@ -318,7 +314,7 @@ def split_exponent(a):
     return k, a * as_floats(as_bits(1023.0 - k + 6755399441055744.0) << 52)
 
 
-@inlined
+@formula
 def log(a):
     """log(a) of positive normal float64 vectors (0 gives -inf; NaN and inf stay)."""
     # the exponent of the largest numbers would have no inverse
@@ -340,7 +336,7 @@ def log(a):
     return select(a < np.inf, result, a)
 
 
-@inlined
+@formula
 def two_sum(a, b):
     """a + b and its rounding error (Knuth, TAOCP vol. 2, 4.2.2)."""
     total = a + b
@@ -348,138 +344,84 @@ def two_sum(a, b):
     return total, (a - (total - b_part)) + (b - b_part)
 
 
+@formula
 def accumulate(storage, high, low, term):
     """Add a vector to a sum held in float64: plainly for float32 terms, compensated for float64."""
+    if by_type(storage, True, False):
+        return high + widen(term), low
+    high, error = two_sum(high, term)
+    return high, low + error
 
 
-@overload(accumulate, inline="always")
-def _accumulate(storage, high, low, term):
-    if storage.storage.arithmetic.bitwidth == 32:
-
-        def add(storage, high, low, term):
-            return high + widen(term), low
-
-    else:
-
-        def add(storage, high, low, term):
-            high, error = two_sum(high, term)
-            return high, low + error
-
-    return add
-
-
-@inlined
+@formula
 def sum_step(high, low, distance):
     """One step of the reduction over lanes, in tree order, compensated."""
     high, error = two_sum(high, swap_halves(high, distance))
     return high, (low + swap_halves(low, distance)) + error
 
 
+@formula
 def sum_lanes(storage, high, low):
     """The sum over the lanes of a float64 pair of vectors, in every lane."""
+    for distance in distances(storage):
+        high, low = sum_step(high, low, distance)
+    return high, low
 
 
-@overload(sum_lanes, inline="always")
-def _sum_lanes(storage, high, low):
-    if high.lanes == 16:
-
-        def total(storage, high, low):
-            high, low = sum_step(high, low, 8)
-            high, low = sum_step(high, low, 4)
-            high, low = sum_step(high, low, 2)
-            return sum_step(high, low, 1)
-
-    else:
-
-        def total(storage, high, low):
-            high, low = sum_step(high, low, 4)
-            high, low = sum_step(high, low, 2)
-            return sum_step(high, low, 1)
-
-    return total
+def distances(storage):
+    """Of the steps of a reduction over lanes, in tree order: half of the lanes, a quarter, ..., 1."""
+    return [lanes(storage) >> step for step in range(1, lanes(storage).bit_length())]
 
 
+@formula
 def max_lanes(storage, a):
     """The maximum over the lanes, in every lane (NaN dropped)."""
+    for distance in distances(storage):
+        b = swap_halves(a, distance)
+        a = select(a > b, a, b)
+    return a
 
 
-@inlined
-def max_step(a, distance):
-    b = swap_halves(a, distance)
-    return select(a > b, a, b)
-
-
-@overload(max_lanes, inline="always")
-def _max_lanes(storage, a):
-    if a.lanes == 16:
-
-        def largest(storage, a):
-            return max_step(max_step(max_step(max_step(a, 8), 4), 2), 1)
-
-    else:
-
-        def largest(storage, a):
-            return max_step(max_step(max_step(a, 4), 2), 1)
-
-    return largest
-
-
-@routine
+@formula
 def plain_total_of_lanes(storage, a):
     """The sum over the lanes without compensation, for what is not finite."""
     total = 0.0
     for i in range(lanes(storage)):
-        total += lane(a, i)
+        total = total + lane(a, i)
     return total
 
 
-@routine
+@formula
 def exact_total_of_lanes(storage, high, low):
     """The sum over the lanes of a float64 pair of vectors, as a pair of numbers."""
     high, low = sum_lanes(storage, high, low)
     return lane(high, 0), lane(low, 0)
 
 
-@routine
+@formula
 def total_of_lanes(storage, high, low):
     """The same for sums that are rounded to the arithmetic type in the end: plain where that is float32."""
-    if by_type(storage, 0, 1) == 0:
+    if by_type(storage, True, False):
         return lane(plain_sum(storage, high), 0), 0.0
     return exact_total_of_lanes(storage, high, low)
 
 
-@inlined
-def plain_step(a, distance):
-    return a + swap_halves(a, distance)
-
-
+@formula
 def plain_sum(storage, a):
     """The sum over the lanes, in every lane, in tree order."""
+    for distance in distances(storage):
+        a = a + swap_halves(a, distance)
+    return a
 
 
-@overload(plain_sum, inline="always")
-def _plain_sum(storage, a):
-    if a.lanes == 16:
-
-        def total(storage, a):
-            return plain_step(plain_step(plain_step(plain_step(a, 8), 4), 2), 1)
-
-    else:
-
-        def total(storage, a):
-            return plain_step(plain_step(plain_step(a, 4), 2), 1)
-
-    return total
-
-
-@inlined
+@formula
 def split_float(storage, a):
     """A float64 vector as a sum of two vectors of the arithmetic type of `storage`."""
     high = narrow(storage, a)
     return high, narrow(storage, a - widen(high))
 
 
-@inlined
+@formula
 def times_in_two(storage, a, a_low, b, b_low):
     """(a + a_low) (b + b_low) as a sum of two."""
     product = a * b
@@ -524,7 +466,7 @@ def _softcapped(storage, x, softcap, scale):
     return cap
 
 
-@inlined
+@formula
 def softcapped_near_zero(x, u, softcap):
     """`softcapped` of float32 for |u| = |x / softcap| <= SMALL_TANH, and FMA: x + x (c u**2 + u**4 R(u**2)), minimax.
 
@@ -534,7 +476,7 @@ def softcapped_near_zero(x, u, softcap):
     square = x * x
     square_low = fma(x, x, -square)
     c = _TANH_32[-1] / (softcap * softcap)
-    c_high = np.float32(c)
+    c_high = to_float32(c)
     term = square * c_high
     term_low = fma(square, c_high, -term) + fma(square_low, c_high, square * (c - c_high))
     power = u * u
@@ -548,7 +490,7 @@ def softcapped_near_zero(x, u, softcap):
     return z, ((x - z) + w) + w_low, fma(-tanh, tanh, 1.0)
 
 
-@inlined
+@formula
 def tanh_and_slope(x):
     """tanh(x) and 1 - tanh(x)**2 of a float64 vector, both relatively exact: with E = expm1(2|x|), E/(E+2), 4(E+1)/(E+2)**2."""
     twice = absolute(x) * 2.0
@@ -563,7 +505,7 @@ def tanh_and_slope(x):
     return select(x < 0.0, -magnitude, magnitude), slope
 
 
-@inlined
+@formula
 def tanh_in_two(x, divisor):
     """tanh(x / divisor) of float64 vectors as a sum of two, within 2**-58, and its derivative times divisor.
 

@@ -27,6 +27,7 @@ compiles = [
 ]
 
 KERNELS = {"panel": "fastswl.kernels.panel:panel_walk", "row": "fastswl.kernels.row:row_walk"}
+VARIANTS = ["plain", "with options"]
 # NUMBA_CPU_NAME alone leaves the features of the host, AVX-512 among them.
 TARGETS = {
     "native": {},
@@ -38,7 +39,7 @@ import importlib, json, sys
 from fastswl.compilation import compiled_address, kernel_signature
 module, name = sys.argv[1].split(":")
 kernel = getattr(importlib.import_module(module), name)
-signature = kernel_signature("float32", "float64")
+signature = kernel_signature("float32", "float64" if sys.argv[2] == "with options" else None)
 compiled_address(kernel, signature)
 library = kernel.overloads[signature.args].library
 features = library.codegen.magic_tuple()[2].split(",")
@@ -78,11 +79,11 @@ class Code(NamedTuple):
         return "z" if "+avx512f" in self.features else "y" if "+avx2" in self.features else "x"
 
 
-def compile_kernel(kernel: str, target: dict, cache: Path) -> Code:
+def compile_kernel(kernel: str, variant: str, target: dict, cache: Path) -> Code:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     root = Path(fastswl.__file__).parents[1]
     environment = {**kept, **target, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", COMPILE, KERNELS[kernel]]
+    command = [sys.executable, "-c", COMPILE, KERNELS[kernel], variant]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return Code(**json.loads(run.stdout))
@@ -198,9 +199,14 @@ def target(request) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module", params=KERNELS)
-def code(request, target, tmp_path_factory) -> Code:
-    return compile_kernel(request.param, TARGETS[target], tmp_path_factory.mktemp("cache"))
+def code(request, variant, target, tmp_path_factory) -> Code:
+    return compile_kernel(request.param, variant, TARGETS[target], tmp_path_factory.mktemp("cache"))
 
 
 @marked

@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastswl.compilation import inlined, routine
+from fastswl.compilation import routine
 from fastswl.simd import (
     VECTOR_BYTES,
+    Running,
     absolute,
     any_lane,
     by_type,
+    choose,
     fma,
+    formula,
     lane_numbers,
     lanes,
     load,
@@ -23,6 +26,7 @@ from fastswl.simd import (
     prefetch_second_level,
     select,
     splat_like,
+    steps,
     store,
     wide_zero,
     widen,
@@ -49,36 +53,37 @@ class Ahead(NamedTuple):
     far: int
 
 
-@inlined
+@formula
 def larger(x, top):
     """The larger of each lane; a NaN in `x` is dropped."""
     return select(x > top, x, top)
 
 
-@routine
+@formula
 def block_maximum(storage, source, n):
     """The largest of each lane; NaN is dropped (the exponentials keep it)."""
-    top = splat_like(load(storage, source), -np.inf)
-    other = top
+    none = splat_like(load(storage, source), -np.inf)
     # two chains: each comparison waits for the one before
-    for i in range(n // 2):
-        top = larger(load(storage, source + 2 * VECTOR_BYTES * i), top)
-        other = larger(load(storage, source + 2 * VECTOR_BYTES * i + VECTOR_BYTES), other)
-    if n % 2 != 0:
-        top = larger(load(storage, source + VECTOR_BYTES * (n - 1)), top)
-    return larger(other, top)
+    top, other = Running(none), Running(none)
+    for i in steps(0, n >> 1):
+        place = source + 2 * VECTOR_BYTES * i
+        top.value = larger(load(storage, place), top.value)
+        other.value = larger(load(storage, place + VECTOR_BYTES), other.value)
+    last = choose((n & 1) != 0, lambda: none, lambda: load(storage, source + VECTOR_BYTES * (n - 1)))
+    return larger(other.value, larger(last, top.value))
 
 
-@routine
+@formula
 def nan_where_any(storage, source, n, top):
     """`top`, but NaN in lanes that hold a NaN: rows with +inf, where the exponentials can't tell."""
-    for i in range(n):
+    result = Running(top)
+    for i in steps(0, n):
         x = load(storage, source + VECTOR_BYTES * i)
-        top = select(x == x, top, x)
-    return top
+        result.value = select(x == x, result.value, x)
+    return result.value
 
 
-@routine
+@formula
 def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, magic, lowest, ahead, high, low):
     """e = exp(x) in units of the reference into `target` (may be `source`), of the vectors from `first` (an even number) to `n`;
     the sum of each lane added to (high, low), float64.
@@ -88,43 +93,60 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
     the others need not be copied first. Meanwhile the lines that are read next are asked for, one a vector: what follows a row in
     memory comes while this one is computed.
     """
-    for pair in range(first // 2, n // 2):
-        offset = 2 * VECTOR_BYTES * pair
-        place = select((pair == patched) | (pair >= whole), target, source) + offset
-        e = exp_of_one(storage, place, low_parts, target, 2 * pair, magic, lowest, ahead)
-        f = exp_of_one(storage, place + VECTOR_BYTES, low_parts, target, 2 * pair + 1, magic, lowest, ahead)
-        high, low = accumulate(storage, high, low, e + f)
-    if n % 2 != 0:
-        offset = VECTOR_BYTES * (n - 1)
-        place = select((n // 2 == patched) | (n // 2 >= whole), target, source) + offset
-        e = exp_of_one(storage, place, low_parts, target, n - 1, magic, lowest, ahead)
-        high, low = accumulate(storage, high, low, e)
-    return high, low
+    total, rest = Running(high), Running(low)
+
+    def place_of(pair):
+        return select((pair == patched) | (pair >= whole), target, source) + 2 * VECTOR_BYTES * pair
+
+    def one(place, i):
+        return exp_of_one(storage, place, low_parts, target, i, magic, lowest, ahead)
+
+    def add(e):
+        total.value, rest.value = accumulate(storage, total.value, rest.value, e)
+
+    for pair in steps(first >> 1, n >> 1):
+        place = place_of(pair)
+        e = one(place, 2 * pair)
+        add(e + one(place + VECTOR_BYTES, 2 * pair + 1))
+    choose((n & 1) != 0, lambda: None, lambda: add(one(place_of(n >> 1), n - 1)))
+    return total.value, rest.value
 
 
-@inlined
+@formula
+def no_low_parts(target_storage):
+    """Where low parts of logits lie that have none: 0, and None in kernels for plain calls, which leave out what is done with them."""
+    return None if target_storage is None else 0
+
+
+def by_low_parts(low_parts, without, with_them):
+    """`choose`, in formulas, by whether logits have low parts."""
+    return without() if low_parts is None else choose(low_parts != 0, without, with_them)
+
+
+@formula
 def exp_of_one(storage, place, low_parts, target, i, magic, lowest, ahead):
     """The exponentials of the vector at `place`, the `i`-th of the target and of the low parts."""
     x = load(storage, place)
     prefetch(ahead.place + ahead.step * i)
     prefetch_second_level(ahead.place + ahead.step * i + ahead.far)
     offset = VECTOR_BYTES * i
-    if low_parts != 0:
-        e = exp_of_sum_above(storage, x, load(storage, low_parts + offset), magic, lowest)
-    else:
-        e = exp_above(storage, x, magic, lowest)
+    e = by_low_parts(
+        low_parts,
+        lambda: exp_above(storage, x, magic, lowest),
+        lambda: exp_of_sum_above(storage, x, load(storage, low_parts + offset), magic, lowest),
+    )
     store(storage, target + offset, e)
     return e
 
 
-@routine
+@formula
 def fill_block(storage, target, n, value):
     """`value` (a vector) everywhere."""
-    for i in range(n):
+    for i in steps(0, n):
         store(storage, target + VECTOR_BYTES * i, value)
 
 
-@routine
+@formula
 def subtract(storage, source, low_parts, n, shift):
     """x - shift, in place: for rows far from 0, where it is exact for all that counts (Sterbenz).
 
@@ -132,15 +154,18 @@ def subtract(storage, source, low_parts, n, shift):
     they are far from 0 themselves, for logits from 3e10 on in float32, these count as they were rounded.
     """
     limit = by_type(storage, FAR_32, FAR_64)
-    for i in range(n):
+    for i in steps(0, n):
         place = source + VECTOR_BYTES * i
         x = load(storage, place) - shift
-        if low_parts != 0:
+
+        def with_low_part(x=x, i=i):
             low = load(storage, low_parts + VECTOR_BYTES * i)
             x, low = two_sum(x, select(absolute(low) < limit, low, splat_like(low, 0.0)))
             # an infinite logit has no rest
             store(storage, low_parts + VECTOR_BYTES * i, select(low == low, low, splat_like(low, 0.0)))
-        store(storage, place, x)
+            return x
+
+        store(storage, place, by_low_parts(low_parts, lambda x=x: x, with_low_part))
 
 
 @routine
@@ -169,18 +194,18 @@ def cap_and_scale(storage, source, low_parts, slopes, n, softcap, scale):
     return top
 
 
-@routine
+@formula
 def scale_block(storage, source, target, n, factor, factor_low):
     """e * (factor + factor_low): one rounding."""
-    for i in range(n):
+    for i in steps(0, n):
         e = load(storage, source + VECTOR_BYTES * i)
         store(storage, target + VECTOR_BYTES * i, fma(e, factor, e * factor_low))
 
 
-@routine
+@formula
 def shift_logarithms(storage, source, n, reference, log_sum):
     """(x - m) - log(S / e_m): neither difference cancels, but at the maximum, where the first is 0."""
-    for i in range(n):
+    for i in steps(0, n):
         place = source + VECTOR_BYTES * i
         store(storage, place, (load(storage, place) - reference) - log_sum)
 
@@ -194,14 +219,14 @@ class MassSums(NamedTuple):
     distance_low: Any
 
 
-@inlined
+@formula
 def no_mass(storage):
     """The sums of nothing."""
     zero = wide_zero(storage)
     return MassSums(zero, zero, zero, zero)
 
 
-@inlined
+@formula
 def add_mass(storage, sums, q, away):
     """`sums` and a vector of q and of q (m - x) more."""
     total, total_low = accumulate(storage, sums.total, sums.total_low, q)
@@ -255,7 +280,7 @@ def mass_and_distance(
     return sums
 
 
-@inlined
+@formula
 def settled(high, low):
     """The two parts of a compensated sum in one; an infinite sum leaves NaN as its rest."""
     return select(absolute(high) < np.inf, high + low, high)

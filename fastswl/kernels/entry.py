@@ -8,7 +8,7 @@ import numpy as np
 from numba import types
 
 from fastswl.arguments import REFUSED
-from fastswl.compilation import inlined, python_entry
+from fastswl.compilation import python_entry, routine
 from fastswl.kernels.plan import (
     BEHIND_PLAN,
     LOGITS_WORD,
@@ -31,8 +31,11 @@ from fastswl.simd import (
     array_data,
     array_flags,
     call_kernel,
+    choose,
+    formula,
     load_double,
     load_int64,
+    select,
     store_double,
     store_int64,
 )
@@ -40,36 +43,22 @@ from fastswl.simd import (
 _WORD = types.int64
 
 
-@inlined
+@formula
 def readable(array):
     """Whether an array is aligned and contiguous."""
     return array_flags(array) & (ARRAY_ALIGNED | ARRAY_C_CONTIGUOUS) == ARRAY_ALIGNED | ARRAY_C_CONTIGUOUS
 
 
-@inlined
+@formula
 def usable(array, extent, result):
     """Whether `result` (of `extent` bytes from its first element on) is a fit place for what comes from `array`."""
     apart = array_data(result) - array_data(array)
     return (
         readable(array)
-        and readable(result)
-        and array_flags(result) & ARRAY_WRITEABLE != 0
-        and (apart == 0 or apart >= extent or -apart >= extent)
+        & readable(result)
+        & (array_flags(result) & ARRAY_WRITEABLE != 0)
+        & ((apart == 0) | (apart >= extent) | (-apart >= extent))
     )
-
-
-@inlined
-def count_int64(target, n_rows, ignore_index, n_classes):
-    """How many of `n_rows` class indices count; negative if one is out of range. Simple enough for LLVM's vectoriser."""
-    counted = 0
-    wrong = 0
-    for row in range(n_rows):
-        chosen = load_int64(target + 8 * row)
-        ignored = chosen == ignore_index
-        # an unsigned comparison: negative indices are large
-        wrong += (not ignored) & (np.uint64(chosen) >= np.uint64(n_classes))
-        counted += not ignored
-    return counted if wrong == 0 else -1
 
 
 @python_entry(_WORD, _WORD, _WORD, _WORD, returns=_WORD, nogil=True)
@@ -78,27 +67,36 @@ def run_serial(kernel, plan, scratch, n_blocks):
     return call_kernel(kernel, plan, scratch, 0, n_blocks)
 
 
-@inlined
+@formula
+def index_counts(plan, chosen):
+    """Of an index: 1 if it is a class or ignored, 1 if it counts (else 0). Simple enough for LLVM's vectoriser."""
+    ignored = chosen == plan.ignore_index
+    return select(ignored | ((chosen >= 0) & (chosen < plan.n_classes)), 1, 0), select(ignored, 0, 1)
+
+
+@routine
 def rows_that_count(plan, target):
     """How many rows the mean divides by; negative if a class index is out of range."""
     if plan.kind == PROBABILITY_TARGETS:
         return plan.n_inner
+    all_good, counted = 0, 0
     if plan.index_code == INT64:
-        return count_int64(target, plan.n_inner, plan.ignore_index, plan.n_classes)
-    counted = 0
-    for row in range(plan.n_inner):
-        chosen = load_index(plan.index_code, target + plan.targets_inner * row)
-        if chosen != plan.ignore_index:
-            if chosen < 0 or chosen >= plan.n_classes:
-                return -1
-            counted += 1
-    return counted
+        for row in range(plan.n_inner):
+            good, counts = index_counts(plan, load_int64(target + 8 * row))
+            all_good += good
+            counted += counts
+    else:
+        for row in range(plan.n_inner):
+            good, counts = index_counts(plan, load_index(plan.index_code, target + plan.targets_inner * row))
+            all_good += good
+            counted += counts
+    return counted if all_good == plan.n_inner else -1
 
 
-@inlined
+@formula
 def apart(first, first_bytes, second, second_bytes):
     """Whether two pieces of memory share nothing."""
-    return first + first_bytes <= second or second + second_bytes <= first
+    return (first + first_bytes <= second) | (second + second_bytes <= first)
 
 
 @python_entry(_WORD, _WORD, _WORD, _WORD, ARRAY_OBJECT, ARRAY_OBJECT, returns=types.float64)
@@ -121,6 +119,45 @@ def small_softmax(kernel, words, scratch, extent, x, out):
     return 0.0
 
 
+@formula
+def total_of_block(place):
+    """The sum of the losses of a block; the rest of an infinite sum is NaN."""
+    total = load_double(place)
+    finite = (total < np.inf) & (total > -np.inf)
+    return total + select(finite, load_double(place + 8), 0.0)
+
+
+@formula
+def fits_loss(plan, extent, logits, targets, grad, probabilities):
+    """Whether arrays of the shapes of a plan are places that a kernel can read and write."""
+    target, target_bytes = array_data(targets), plan.targets_inner * plan.n_inner
+
+    def result_fits():
+        return usable(logits, extent, grad) & apart(target, target_bytes, array_data(grad), extent)
+
+    def softmax_fits():
+        place = array_data(probabilities)
+        own = apart(array_data(logits), extent, place, extent) & apart(target, target_bytes, place, extent)
+        return readable(probabilities) & own
+
+    return (
+        readable(targets)
+        & choose(plan.out_class != 0, lambda: readable(logits), result_fits)
+        & choose(plan.softmax_class != 0, lambda: True, softmax_fits)
+    )
+
+
+@formula
+def fill_in(words, plan, logits, targets, grad, probabilities, divisor):
+    """The addresses of a loss into the words of its plan, and the factor of its gradient."""
+    store_int64(words + OUT_WORD, select(plan.out_class != 0, array_data(grad), 0))
+    store_int64(words + SOFTMAX_WORD, select(plan.softmax_class != 0, array_data(probabilities), 0))
+    store_int64(words + LOGITS_WORD, array_data(logits))
+    store_int64(words + TARGETS_WORD, array_data(targets))
+    store_int64(words + PARTIALS_WORD, words + BEHIND_PLAN)
+    store_double(words + ROW_FACTOR_WORD, 1.0 / divisor * plan.logit_scale)
+
+
 @python_entry(
     _WORD, _WORD, _WORD, _WORD, _WORD, ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, returns=types.float64
 )
@@ -131,32 +168,14 @@ def small_loss(kernel, words, scratch, extent, is_mean, logits, targets, grad, p
     nothing to divide by or an array can't be used.
     """
     plan = load_plan(words)
-    target = array_data(targets)
-    if not readable(targets):
+    if not fits_loss(plan, extent, logits, targets, grad, probabilities):
         return REFUSED
-    counted = rows_that_count(plan, target)
+    counted = rows_that_count(plan, array_data(targets))
     if counted < 0 or (is_mean != 0 and counted == 0):
         return REFUSED
     divisor = float(counted) if is_mean != 0 else 1.0
-    target_bytes = plan.targets_inner * plan.n_inner
-    if plan.out_class != 0:
-        if not usable(logits, extent, grad) or not apart(target, target_bytes, array_data(grad), extent):
-            return REFUSED
-        store_int64(words + OUT_WORD, array_data(grad))
-    elif not readable(logits):
-        return REFUSED
-    if plan.softmax_class != 0:
-        place = array_data(probabilities)
-        if not readable(probabilities):
-            return REFUSED
-        if not apart(array_data(logits), extent, place, extent) or not apart(target, target_bytes, place, extent):
-            return REFUSED
-        store_int64(words + SOFTMAX_WORD, place)
-    store_int64(words + LOGITS_WORD, array_data(logits))
-    store_int64(words + TARGETS_WORD, target)
-    store_int64(words + PARTIALS_WORD, words + BEHIND_PLAN)
-    store_double(words + ROW_FACTOR_WORD, 1.0 / divisor * plan.logit_scale)
+    fill_in(words, plan, logits, targets, grad, probabilities, divisor)
     if kernel == 0:
         return divisor
     call_kernel(kernel, words, scratch, 0, 1)
-    return (load_double(words + BEHIND_PLAN) + load_double(words + BEHIND_PLAN + 8)) / divisor
+    return total_of_block(words + BEHIND_PLAN) / divisor

@@ -1,98 +1,131 @@
 """Pieces of rows between the caller's memory and scratch memory, lanes along the classes."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastswl.compilation import inlined, routine
+from fastswl.compilation import routine
 from fastswl.kernels.block import block_maximum, larger
 from fastswl.simd import (
     VECTOR_BYTES,
+    Running,
     arithmetic_of,
+    choose,
     fma,
+    formula,
+    greatest,
     itemsize,
     lane,
     lanes,
+    least,
     load,
     load_one,
+    log2_of,
     prefetch_second_level,
+    select,
     splat_like,
+    steps,
     store,
     store_one,
     store_streaming,
-    word,
 )
 
 #: scratch memory in which a vector that two pieces share is put together: itself and room on either side
 LINE_ROOM = 192
 
 
-@inlined
+@formula
 def vectors_of(storage, n_classes):
-    return (n_classes + lanes(storage) - 1) // lanes(storage)
+    # a shift: lanes are a power of two
+    return (n_classes + lanes(storage) - 1) >> log2_of(lanes(storage))
 
 
-@routine
+@formula
+def vectors_in(storage, n_classes):
+    """How many whole ones there are."""
+    return n_classes >> log2_of(lanes(storage))
+
+
+@formula
 def load_part(storage, target, source, class_stride, n):
     """Bring `n` classes of a row into scratch memory, in the arithmetic type, filled up with -inf to whole vectors; the
     largest of each lane (NaN dropped)."""
     arithmetic = arithmetic_of(storage)
-    size = itemsize(arithmetic)
-    width = lanes(storage)
-    top = splat_like(load(arithmetic, target), -np.inf)
-    whole = n // width
-    if class_stride == itemsize(storage) and whole > 0:
-        if whole * width < n:
+    size, width = itemsize(arithmetic), lanes(storage)
+    infinite = splat_like(load(arithmetic, target), -np.inf)
+    whole = vectors_in(storage, n)
+
+    def neighbours():
+        top = Running(infinite)
+
+        def rest():
             # the last vector overlaps the one before
             tail = load(storage, source + class_stride * (n - width))
-            store(arithmetic, target + VECTOR_BYTES * whole, top)
+            store(arithmetic, target + VECTOR_BYTES * whole, infinite)
             store(arithmetic, target + size * (n - width), tail)
-            store(arithmetic, target + size * n, top)
-            top = larger(tail, top)
-        for i in range(whole):
+            store(arithmetic, target + size * n, infinite)
+            top.value = larger(tail, top.value)
+
+        choose(whole * width < n, lambda: None, rest)
+        for i in steps(0, whole):
             x = load(storage, source + class_stride * width * i)
             store(arithmetic, target + VECTOR_BYTES * i, x)
-            top = larger(x, top)
-        return top
-    store(arithmetic, target + VECTOR_BYTES * whole, top)
-    for c in range(n):
-        store_one(arithmetic, target + size * c, load_one(storage, source + class_stride * c))
-    return block_maximum(arithmetic, target, vectors_of(storage, n))
+            top.value = larger(x, top.value)
+        return top.value
+
+    def one_by_one():
+        store(arithmetic, target + VECTOR_BYTES * whole, infinite)
+        for c in steps(0, n):
+            store_one(arithmetic, target + size * c, load_one(storage, source + class_stride * c))
+        return block_maximum(arithmetic, target, vectors_of(storage, n))
+
+    return choose((class_stride == itemsize(storage)) & (whole > 0), one_by_one, neighbours)
 
 
-@routine
+@formula
 def part_maximum(storage, source, edge, n):
     """`load_part` of neighbouring numbers of the arithmetic type that stay where they are: only what is past the last whole pair of
     vectors is put, filled up with -inf, at its place in the block `edge`. At least one vector."""
     size, width = itemsize(storage), lanes(storage)
-    top = block_maximum(storage, source, n // width)
-    if n % (2 * width) != 0:
+    whole = vectors_in(storage, n)
+    top = block_maximum(storage, source, whole)
+    past = n & (2 * width - 1)
+
+    def with_tail():
         infinite = splat_like(top, -np.inf)
         tail = load(storage, source + size * (n - width))
-        top = larger(tail, top)
-        if n % (2 * width) > width:
-            place = 2 * VECTOR_BYTES * (n // (2 * width))
+
+        def first_of_pair():
+            place = VECTOR_BYTES * (whole - 1)
             store(storage, edge + place, load(storage, source + place))
+
+        choose(past > width, lambda: None, first_of_pair)
         # the last vector overlaps the one before
-        store(storage, edge + VECTOR_BYTES * (n // width), infinite)
+        store(storage, edge + VECTOR_BYTES * whole, infinite)
         store(storage, edge + size * (n - width), tail)
         store(storage, edge + size * n, infinite)
-    return top
+        return larger(tail, top)
+
+    return choose(past != 0, lambda: top, with_tail)
 
 
-@routine
+@formula
 def store_part(storage, source, target, class_stride, n):
     """The reverse of `load_part`."""
     arithmetic = arithmetic_of(storage)
-    size = itemsize(arithmetic)
-    width = lanes(storage)
-    if class_stride == itemsize(storage) and n >= width:
-        for i in range(n // width):
+    size, width = itemsize(arithmetic), lanes(storage)
+
+    def neighbours():
+        for i in steps(0, vectors_in(storage, n)):
             store(storage, target + class_stride * width * i, load(arithmetic, source + VECTOR_BYTES * i))
         store(storage, target + class_stride * (n - width), load(arithmetic, source + size * (n - width)))
-    else:
-        for c in range(n):
+
+    def one_by_one():
+        for c in steps(0, n):
             store_one(storage, target + class_stride * c, load_one(arithmetic, source + size * c))
+
+    choose((class_stride == itemsize(storage)) & (n >= width), one_by_one, neighbours)
 
 
 class Results(NamedTuple):
@@ -112,7 +145,7 @@ class Results(NamedTuple):
     scaled: bool
     factor: Any
     factor_low: Any
-    general: bool
+    general: bool | None  # None in kernels for plain calls
     taken: Any
     mass: int
     mass_moves: int
@@ -124,127 +157,139 @@ class Results(NamedTuple):
     ahead: int  # what is read after they are written
 
 
-@inlined
-def as_it_is(results):
-    """The same, of what has its value already."""
-    return Results(
-        results.source, results.target, results.n, False, results.factor, results.factor_low, False, results.taken,
-        results.mass, results.mass_moves, results.slopes, results.slopes_move, results.line, results.begin, results.end,
-        results.ahead,
-    )  # fmt: skip
-
-
-@routine
+@formula
 def write_row(storage, results):
     """All three steps of writing."""
     written = write_head(storage, results)
-    n_vectors = (results.n - written) // lanes(storage)
-    write_vectors(storage, results, written, n_vectors)
+    n_vectors = vectors_in(storage, results.n - written)
+    write_vectors_here(storage, results, written, n_vectors)
     write_tail(storage, results, written + n_vectors * lanes(storage))
 
 
-@routine
+@formula
 def write_head(storage, results):
     """Up to the first whole vector: how many were written."""
     arithmetic = arithmetic_of(storage)
     target, n, line = results.target, results.n, results.line
     stored = itemsize(storage)
     unit = lanes(storage) * stored
-    before = target % unit
-    if line == 0 or before == 0:
-        return word(0)
-    first = min((unit - before) // stored, n)
-    if target - before < results.begin:
-        write_numbers(storage, results, word(0), first)
+    before = target & (unit - 1)
+    first = least((unit - before) >> log2_of(stored), n)
+    begin = target - before
+
+    def others_come_before():
+        write_numbers(storage, results, 0, first)
+
+    def in_order():
+        store(storage, line + before, result_at(arithmetic, results, 0))
+
+        def not_full():
+            # nothing follows
+            last = select(target + stored * n == results.end, (results.end - begin) >> log2_of(stored), 0)
+            for i in steps(0, last):
+                store_one(storage, begin + stored * i, load_one(storage, line + stored * i))
+
+        choose(before + stored * n >= unit, not_full, lambda: store_streaming(storage, begin, load(storage, line)))
+
+    def some():
+        choose(begin < results.begin, in_order, others_come_before)
         return first
-    store(storage, line + before, result_at(arithmetic, results, word(0)))
-    if before + stored * n >= unit:
-        store_streaming(storage, target - before, load(storage, line))
-    elif target + stored * n == results.end:
-        # the vector is not full, and nothing follows
-        for place in range(target - before, results.end, stored):
-            store_one(storage, place, load_one(storage, line + (place - (target - before))))
-    return first
+
+    return choose((line == 0) | (before == 0), some, lambda: 0)
 
 
 @routine
 def write_vectors(storage, results, first, n):
     """`n` vectors from the number `first` on; meanwhile the lines that are read after that are asked for."""
+    write_vectors_here(storage, results, first, n)
+
+
+@formula
+def write_vectors_here(storage, results, first, n):
     arithmetic = arithmetic_of(storage)
     unit = lanes(storage) * itemsize(storage)
     target = results.target + itemsize(storage) * first
     ahead = results.ahead + itemsize(storage) * first
-    for i in range(n):
+    for i in steps(0, n):
         e = result_at(arithmetic, results, first + lanes(storage) * i)
         prefetch_second_level(ahead + unit * i)
-        if results.line != 0:
-            store_streaming(storage, target + unit * i, e)
-        else:
-            store(storage, target + unit * i, e)
+        place = target + unit * i
+        choose(
+            results.line != 0,
+            functools.partial(store, storage, place, e),
+            functools.partial(store_streaming, storage, place, e),
+        )
 
 
-@routine
+@formula
 def write_tail(storage, results, first):
     """What is left from the number `first` on, less than a vector."""
     n, line = results.n, results.line
-    if first >= n:
-        return
     arithmetic = arithmetic_of(storage)
     stored, width = itemsize(storage), lanes(storage)
     end = results.target + stored * n
     # the last vector of the part, of which some may have been written
-    if line == 0 and n >= width:
-        store(storage, end - stored * width, result_at(arithmetic, results, n - width))
-    elif line != 0 and end < results.end:
-        store(storage, line + stored * (n - first) - stored * width, result_at(arithmetic, results, n - width))
-    else:
-        write_numbers(storage, results, first, n)
+    overlapping = (line == 0) & (n >= width)
+    waiting = (line != 0) & (end < results.end)
+
+    def vector():
+        place = select(overlapping, end - stored * width, line + stored * (n - first) - stored * width)
+        store(storage, place, result_at(arithmetic, results, n - width))
+
+    def some():
+        choose(overlapping | waiting, lambda: write_numbers(storage, results, first, n), vector)
+
+    choose(first < n, lambda: None, some)
 
 
-@routine
+@formula
 def write_numbers(storage, results, first, end):
     """Some numbers, one by one."""
     arithmetic = arithmetic_of(storage)
     size = itemsize(arithmetic)
-    for c in range(first, end):
-        e = splat_like(results.factor, load_one(arithmetic, results.source + size * c))
-        q = splat_like(e, load_one(arithmetic, results.mass + results.mass_moves * size * c)) if results.general else e
-        slope = (
-            splat_like(e, load_one(arithmetic, results.slopes + results.slopes_move * size * c))
-            if results.general
-            else e
-        )
+    for c in steps(first, end):
+
+        def number(place, c=c):
+            return splat_like(results.factor, load_one(arithmetic, place))
+
+        e = number(results.source + size * c)
+        q = functools.partial(number, results.mass + results.mass_moves * size * c)
+        slope = functools.partial(number, results.slopes + results.slopes_move * size * c)
         store_one(storage, results.target + itemsize(storage) * c, lane(finished(results, e, q, slope), 0))
 
 
-@inlined
+@formula
 def result_at(storage, results, c):
     """The vector of results from class `c` of the part on."""
     offset = itemsize(storage) * c
     e = load(storage, results.source + offset)
-    q, slope = e, e
-    if results.general:
-        q = load(storage, results.mass + results.mass_moves * offset)
-        slope = load(storage, results.slopes + results.slopes_move * offset)
-    return finished(results, e, q, slope)
+    return finished(
+        results,
+        e,
+        lambda: load(storage, results.mass + results.mass_moves * offset),
+        lambda: load(storage, results.slopes + results.slopes_move * offset),
+    )
 
 
-@inlined
 def finished(results, e, q, slope):
-    if results.scaled:
-        e = fma(e, results.factor, e * results.factor_low)
-        if results.general:
-            e = fma(-results.taken, q, e) * slope
-    return e
+    """For formulas: a result from what it is made of; `q` and `slope` are functions, which are asked if they are wanted."""
+
+    def scaled():
+        alpha_e = fma(e, results.factor, e * results.factor_low)
+        if results.general is None:
+            return alpha_e
+        return choose(results.general, lambda: alpha_e, lambda: fma(-results.taken, q(), alpha_e) * slope())
+
+    return choose(results.scaled, lambda: e, scaled)
 
 
-@routine
+@formula
 def finish_in_place(storage, results):
     """The results in place of what they are made of, in scratch memory."""
     size, width, n = itemsize(storage), lanes(storage), results.n
     # the last vector overlaps the one before, which will have been changed
-    last = max(n - width, 0)
+    last = greatest(n - width, 0)
     tail = result_at(storage, results, last)
-    for i in range(n // width):
+    for i in steps(0, vectors_in(storage, n)):
         store(storage, results.source + VECTOR_BYTES * i, result_at(storage, results, width * i))
     store(storage, results.source + size * last, tail)

@@ -1,8 +1,9 @@
 """From what is known of each part of a row, or of rows of one part, to what is known of the row."""
 
+import functools
+
 import numpy as np
 
-from fastswl.compilation import inlined, routine
 from fastswl.kernels.block import FAR_32, FAR_64
 from fastswl.kernels.plan import INDEX_TARGETS, LOSS, spread_evenly, spread_wanted
 from fastswl.kernels.record import (
@@ -39,112 +40,139 @@ from fastswl.kernels.rows import (
     smoothing_unit,
 )
 from fastswl.simd import (
+    Running,
     absolute,
     any_lane,
     by_type,
+    choose,
+    formula,
+    greatest,
     lanes,
+    least,
     load_double,
     load_wide,
     power_of_two,
     select,
     splat_like,
+    steps,
     store_double,
     store_wide,
+    to_float64,
+    to_int64,
 )
 from fastswl.vectormath import two_sum
 
 
-@inlined
+@formula
 def two_to(exponent):
     """2**exponent of a whole float64 in [-1022, 0], 0 below."""
-    if exponent < -1022.0:
-        return 0.0
-    return power_of_two(exponent)
+    return select(exponent < -1022.0, 0.0, power_of_two(exponent))
 
 
-@routine
+class Total:
+    """A sum of two in a loop of a formula, compensated."""
+
+    def __init__(self):
+        self.high, self.low = Running(0.0), Running(0.0)
+
+    def add(self, number, rest=0.0):
+        self.high.value, error = two_sum(self.high.value, number)
+        self.low.value = self.low.value + (error + rest)
+
+
+@formula
 def merge_parts(storage, plan, table, row, parts, n_parts):
     """Sum up the parts of a row; whether it has to be done again with its maximum subtracted first (SHIFT says by what)."""
-    top = -np.inf
-    leader = 0
-    poisoned = False
-    for i in range(n_parts):
-        part_top = load_double(parts + PART_BYTES * i + RECORD_STEP * PART_TOP)
-        rest = load_double(parts + PART_BYTES * i + RECORD_STEP * PART_REST)
-        poisoned = poisoned or part_top != part_top or (rest != rest and part_top < np.inf)
-        if part_top > top:
-            top = part_top
-            leader = i
+
+    def known(i, what):
+        return load_double(parts + PART_BYTES * i + RECORD_STEP * what)
+
+    top, leader, poisoned = Running(-np.inf), Running(0), Running(False)
+    for i in steps(0, n_parts):
+        part_top, rest = known(i, PART_TOP), known(i, PART_REST)
+        poisoned.value = poisoned.value | (part_top != part_top) | ((rest != rest) & (part_top < np.inf))
+        larger = part_top > top.value
+        top.value, leader.value = select(larger, part_top, top.value), select(larger, i, leader.value)
+    top, leader, poisoned = top.value, leader.value, poisoned.value
     shift = load_double(table + SHIFT + 8 * row)
     limit = by_type(storage, FAR_32, FAR_64)
-    if shift == 0.0 and abs(top) >= limit and abs(top) < np.inf:
+    finite = (top < np.inf) & (top > -np.inf)
+
+    def again():
         store_double(table + SHIFT + 8 * row, top)
         return True
-    m = 0.0
-    if abs(top) < np.inf:
-        m = top
-    power = load_double(parts + PART_BYTES * leader + RECORD_STEP * PART_POWER)
-    m_low = load_double(parts + PART_BYTES * leader + RECORD_STEP * PART_REFERENCE_LOW)
-    high, low = 0.0, 0.0
-    mass, mass_low, distance, distance_low = 0.0, 0.0, 0.0, 0.0
-    chosen, apart, apart_low = -1, -np.inf, 0.0
-    part_classes = PART_VECTORS * lanes(storage)
-    for i in range(n_parts):
-        part = parts + PART_BYTES * i
-        factor = two_to(load_double(part + RECORD_STEP * PART_POWER) - power)
-        high, error = two_sum(high, load_double(part + RECORD_STEP * PART_REST) * factor)
-        low += error + load_double(part + RECORD_STEP * PART_REST_LOW) * factor
-        place = int(load_double(part + RECORD_STEP * PART_CLASS))
-        if place >= 0:
-            if plan.kind == INDEX_TARGETS or i == leader:
-                chosen = place + part_classes * i
-                apart = load_double(part + RECORD_STEP * PART_APART)
-                apart_low = load_double(part + RECORD_STEP * PART_APART_LOW)
-            else:
-                high, error = two_sum(high, load_double(part + RECORD_STEP * PART_APART_EXP) * factor)
-                low += error
-        if spread_evenly(plan):
-            store_double(
-                part + RECORD_STEP * PART_MASS,
-                smoothing_unit(plan) * weight_of_part(plan, i, part_classes),
-            )
-        part_mass = load_double(part + RECORD_STEP * PART_MASS)
-        if spread_wanted(plan):
-            away = load_double(part + RECORD_STEP * PART_DISTANCE)
-            if part_mass != 0.0:
-                limited = min(max(load_double(part + RECORD_STEP * PART_TOP), -limit), limit)
-                away += part_mass * ((m - limited) + (m_low - load_double(part + RECORD_STEP * PART_REFERENCE_LOW)))
-            mass, error = two_sum(mass, part_mass)
-            mass_low += error
-            distance, error = two_sum(distance, away)
-            distance_low += error
-    if abs(distance) < np.inf:
-        distance += distance_low
-    mass += mass_low
-    store_double(table + TOP + 8 * row, np.nan if poisoned else top + shift)
-    store_double(table + REFERENCE + 8 * row, m)
-    store_double(table + REFERENCE_LOW + 8 * row, m_low)
-    store_double(table + POWER + 8 * row, power)
-    store_double(table + REST + 8 * row, high)
-    store_double(table + REST_LOW + 8 * row, low)
-    store_double(table + APART + 8 * row, apart)
-    store_double(table + APART_LOW + 8 * row, apart_low)
-    store_double(table + SPREAD_MASS + 8 * row, mass)
-    store_double(table + SPREAD_DISTANCE + 8 * row, distance)
-    if plan.kind != INDEX_TARGETS:
-        store_double(table + CLASS + 8 * row, chosen)
-    return False
+
+    def merge():
+        m = select(finite, top, 0.0)
+        power, m_low = known(leader, PART_POWER), known(leader, PART_REFERENCE_LOW)
+        total, mass, distance = Total(), Total(), Total()
+        chosen, apart, apart_low = Running(-1), Running(-np.inf), Running(0.0)
+        part_classes = PART_VECTORS * lanes(storage)
+        for i in steps(0, n_parts):
+            factor = two_to(known(i, PART_POWER) - power)
+            total.add(known(i, PART_REST) * factor, known(i, PART_REST_LOW) * factor)
+            place = to_int64(known(i, PART_CLASS))
+
+            def of_row(i=i, place=place):
+                chosen.value = place + part_classes * i
+                apart.value, apart_low.value = known(i, PART_APART), known(i, PART_APART_LOW)
+
+            def of_part(i=i, factor=factor):
+                total.add(known(i, PART_APART_EXP) * factor)
+
+            def of_any(i=i, own=of_row, other=of_part):
+                choose((plan.kind == INDEX_TARGETS) | (i == leader), other, own)
+
+            choose(place >= 0, lambda: None, of_any)
+
+            def even_mass(i=i):
+                own = smoothing_unit(plan) * weight_of_part(plan, i, part_classes)
+                store_double(parts + PART_BYTES * i + RECORD_STEP * PART_MASS, own)
+
+            choose(spread_evenly(plan), lambda: None, even_mass)
+
+            def spread(i=i):
+                own = known(i, PART_MASS)
+                limited = least(greatest(known(i, PART_TOP), -limit), limit)
+                moved = own * ((m - limited) + (m_low - known(i, PART_REFERENCE_LOW)))
+                mass.add(own)
+                distance.add(known(i, PART_DISTANCE) + select(own != 0.0, moved, 0.0))
+
+            choose(spread_wanted(plan), lambda: None, spread)
+        away = distance.high.value
+        away = select((away < np.inf) & (away > -np.inf), away + distance.low.value, away)
+        for line, value in (
+            (TOP, select(poisoned, np.nan, top + shift)),
+            (REFERENCE, m),
+            (REFERENCE_LOW, m_low),
+            (POWER, power),
+            (REST, total.high.value),
+            (REST_LOW, total.low.value),
+            (APART, apart.value),
+            (APART_LOW, apart_low.value),
+            (SPREAD_MASS, mass.high.value + mass.low.value),
+            (SPREAD_DISTANCE, away),
+        ):
+            store_double(table + line + 8 * row, value)
+        put = functools.partial(store_double, table + CLASS + 8 * row, chosen.value)
+        choose(plan.kind != INDEX_TARGETS, lambda: None, put)
+        return False
+
+    far = (shift == 0.0) & finite & ((top >= limit) | (top <= -limit))
+    return choose(far, merge, again)
 
 
-@routine
+@formula
 def settle_rows(storage, plan, table):
     """`merge_parts` of rows of one part, all rows of a tile at once; whether any may have to be done again."""
     top, rest = load_wide(storage, table + TOP), load_wide(storage, table + REST)
     finite = absolute(top) < np.inf
     store_wide(storage, table + REFERENCE, select(finite, top, splat_like(top, 0.0)))
-    if spread_evenly(plan):
-        mass = smoothing_unit(plan) * plan.weight_total
-        store_wide(storage, table + SPREAD_MASS, splat_like(top, mass))
+
+    def even_mass():
+        store_wide(storage, table + SPREAD_MASS, splat_like(top, smoothing_unit(plan) * plan.weight_total))
+
+    choose(spread_evenly(plan), lambda: None, even_mass)
     shift = load_wide(storage, table + SHIFT)
     poisoned = (rest != rest) & (top < np.inf)
     store_wide(storage, table + TOP, select(poisoned, splat_like(top, np.nan), top + shift))
@@ -152,33 +180,34 @@ def settle_rows(storage, plan, table):
     return any_lane(far)
 
 
-@routine
+@formula
 def mark_far_rows(storage, plan, table, count):
     """Say in AGAIN which rows have to be done again with their maximum subtracted, in SHIFT by what; whether there is any."""
-    found = False
-    for row in range(count):
+    found = Running(False)
+    limit = by_type(storage, FAR_32, FAR_64)
+    for row in steps(0, count):
         m = load_double(table + REFERENCE + 8 * row)
-        far = abs(m) >= by_type(storage, FAR_32, FAR_64) and load_double(table + SHIFT + 8 * row) == 0.0
-        if plan.operation == LOSS and load_double(table + ROW_WEIGHT + 8 * row) == 0.0:
-            # an ignored row is not read
-            far = False
-        if far:
-            store_double(table + SHIFT + 8 * row, m)
-        store_double(table + AGAIN + 8 * row, 1.0 if far else 0.0)
-        found = found or far
-    return found
+        shift = load_double(table + SHIFT + 8 * row)
+        # an ignored row is not read
+        ignored = (plan.operation == LOSS) & (load_double(table + ROW_WEIGHT + 8 * row) == 0.0)
+        far = ((m >= limit) | (m <= -limit)) & (shift == 0.0) & ~ignored
+        store_double(table + SHIFT + 8 * row, select(far, m, shift))
+        store_double(table + AGAIN + 8 * row, select(far, 1.0, 0.0))
+        found.value = found.value | far
+    return found.value
 
 
-@inlined
+@formula
 def weight_of_part(plan, number, part_classes):
     """The class weights of a part added up."""
     first = number * part_classes
-    end = min(first + part_classes, plan.n_classes)
-    if plan.weight == 0:
-        return float(end - first)
-    if end - first == plan.n_classes:
-        return plan.weight_total
-    total = 0.0
-    for c in range(first, end):
-        total += load_double(plan.weight + 8 * c)
-    return total
+    end = least(first + part_classes, plan.n_classes)
+
+    def one_by_one():
+        total = Running(0.0)
+        for c in steps(first, end):
+            total.value = total.value + load_double(plan.weight + 8 * c)
+        return total.value
+
+    way = select(plan.weight == 0, 0, select(end - first == plan.n_classes, 1, 2))
+    return choose(way, lambda: to_float64(end - first), lambda: plan.weight_total, one_by_one)

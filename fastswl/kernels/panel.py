@@ -13,9 +13,11 @@ from fastswl.kernels.block import (
     FAR_AHEAD,
     Ahead,
     block_maximum,
+    by_low_parts,
     cap_and_scale,
     exp_and_sum,
     nan_where_any,
+    no_low_parts,
     scale_block,
     shift_logarithms,
     subtract,
@@ -33,6 +35,7 @@ from fastswl.kernels.plan import (
     spread_wanted,
 )
 from fastswl.kernels.rows import (
+    AGAIN,
     APART,
     APART_EXP,
     APART_LOW,
@@ -68,13 +71,17 @@ from fastswl.kernels.stream import LINE_BYTES, flush
 from fastswl.kernels.tiles import load_tile, load_together, store_tile, store_together, stream_together
 from fastswl.simd import (
     VECTOR_BYTES,
+    Running,
     absolute,
     any_lane,
     arithmetic_of,
     by_type,
+    choose,
     fma,
+    formula,
     itemsize,
     lanes,
+    least,
     load,
     load_double,
     load_int64,
@@ -84,10 +91,13 @@ from fastswl.simd import (
     result_of,
     select,
     splat_like,
+    steps,
     store,
     store_double,
     store_one,
     store_wide,
+    to_float64,
+    to_int64,
     wide_zero,
     widen,
     word,
@@ -121,37 +131,29 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
         load_tile(storage, tile, source, plan.logits_inner, plan.logits_class, n_classes, count)
     if active < count:
         clear_ignored(arithmetic, table, tile, n_classes)
-    low_parts = 0
-    if changed(plan):
+    low_parts = no_low_parts(target_storage)
+    if target_storage is not None and changed(plan):
         low_parts = low_area
         cap_and_scale(arithmetic, tile, low_parts, slopes, n_classes, plan.softcap, plan.logit_scale)
-    if plan.mask != 0:
+    if target_storage is not None and plan.mask != 0:
         fill_masked_of_tile(arithmetic, plan, tile, -np.inf, outer, inner, count)
 
     top = block_maximum(arithmetic, tile, n_classes)
     if any_lane(top == np.inf):
         top = nan_where_any(arithmetic, tile, n_classes, top)
-    store_wide(arithmetic, table + TOP, widen(top))
-    m = select(absolute(top) < np.inf, top, splat_like(top, 0.0))
-    far = absolute(m) >= by_type(arithmetic, FAR_32, FAR_64)
-    if any_lane(far):
-        shift = select(far, m, splat_like(m, 0.0))
+    shift = shift_of_rows(arithmetic, table, top)
+    if any_lane(shift != 0.0):
         subtract(arithmetic, tile, low_parts, n_classes, shift)
-        # 0, but for what low parts have added
-        m = select(far, block_maximum(arithmetic, tile, n_classes), m)
-        store_wide(arithmetic, table + TOP, select(far, widen(shift) + widen(m), widen(top)))
-    store_wide(arithmetic, table + REFERENCE, widen(m))
-    power = nearest_power(arithmetic, m)
-    store_wide(arithmetic, table + POWER, widen(power))
+        settle_shift(arithmetic, table, shift, block_maximum(arithmetic, tile, n_classes))
+    m, magic, lowest = reference_of_rows(arithmetic, table)
 
     if plan.operation != SOFTMAX and plan.kind != INDEX_TARGETS:
         find_largest(arithmetic, table, tile, low_parts, n_classes)
-    if spread_wanted(plan):
+    if target_storage is not None and spread_wanted(plan):
         spread_of_tile(arithmetic, target_storage, plan, table, tile, low_parts, mass, m, outer, inner, count)
 
     if plan.operation != SOFTMAX:
         leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
-    magic, lowest = exp_reference(arithmetic, power)
     keep_logits = plan.operation == LOG_SOFTMAX
     ahead = what_is_next(storage, plan, source)
     exponentials = mass if keep_logits else tile
@@ -175,17 +177,45 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
     store_wide(arithmetic, table + REST_LOW, rest_low)
 
 
+@formula
+def shift_of_rows(storage, table, top):
+    """From the largest logit of each row to the reference; what is subtracted from rows far from 0 first, 0 of others."""
+    zero = splat_like(top, 0.0)
+    m = select(absolute(top) < np.inf, top, zero)
+    store_wide(storage, table + TOP, widen(top))
+    store_wide(storage, table + REFERENCE, widen(m))
+    return select(absolute(m) >= by_type(storage, FAR_32, FAR_64), m, zero)
+
+
+@formula
+def settle_shift(storage, table, shift, top):
+    """The same of rows from which `shift` was subtracted: `top` is 0 now, but for what low parts have added."""
+    far, top = widen(shift) != 0.0, widen(top)
+    store_wide(storage, table + TOP, select(far, widen(shift) + top, load_wide(storage, table + TOP)))
+    store_wide(storage, table + REFERENCE, select(far, top, load_wide(storage, table + REFERENCE)))
+
+
+@formula
+def reference_of_rows(storage, table):
+    """The reference m, and what exponentials in units of its power of two need (`exp_reference`)."""
+    m = narrow(storage, load_wide(storage, table + REFERENCE))
+    power = nearest_power(storage, m)
+    store_wide(storage, table + POWER, widen(power))
+    magic, lowest = exp_reference(storage, power)
+    return m, magic, lowest
+
+
 @inlined
 def what_is_next(storage, plan, source):
     """The lines of the next tile, where rows follow each other; those of the next step, where they lie side by side."""
     if plan.logits_inner == itemsize(storage):
         rows_ahead = STRIDED_AHEAD // plan.n_classes
-        return Ahead(source + itemsize(storage) * plan.tile_rows, plan.logits_class, min(rows_ahead, FAR_AHEAD))
+        return Ahead(source + itemsize(storage) * plan.tile_rows, plan.logits_class, least(rows_ahead, FAR_AHEAD))
     return Ahead(source + plan.logits_inner * lanes(storage), word(VECTOR_BYTES), word(FAR_AHEAD))
 
 
 @routine
-def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last, together):
+def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, count, first, last, together):
     """From the exponentials and the factors of each row to the results, by way of `buffer` where it is not 0; with `together`
     they stay in the tile."""
     arithmetic = arithmetic_of(storage)
@@ -214,6 +244,7 @@ def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last, 
             store_tile(
                 results,
                 probabilities,
+                table + AGAIN,
                 softmax_out,
                 plan.softmax_inner,
                 plan.softmax_class,
@@ -221,7 +252,7 @@ def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last, 
                 count,
             )
         scale, scale_low = two_parts(arithmetic, table, SCALE, SCALE_LOW)
-        if spread_wanted(plan) or capped(plan):
+        if target_storage is not None and (spread_wanted(plan) or capped(plan)):
             gradient_of_tile(arithmetic, plan, table, tile, slopes, scale, scale_low, n_classes, count)
         elif n_classes <= COMPARED_CLASSES:
             index, at_target = two_parts(arithmetic, table, CLASS, TARGET_GRADIENT)
@@ -229,89 +260,121 @@ def finish_tile(storage, plan, table, buffer, outer, inner, count, first, last, 
         else:
             scale_block(arithmetic, tile, tile, n_classes, scale, scale_low)
             put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
-        if plan.mask != 0:
+        if target_storage is not None and plan.mask != 0:
             fill_masked_of_tile(arithmetic, plan, tile, 0.0, outer, inner, count)
     if together:
         return
-    if buffer == 0:
-        store_tile(results, tile, out, plan.out_inner, plan.out_class, n_classes, count)
-    else:
-        store_tile(results, tile, buffer + out % LINE_BYTES, plan.out_inner, plan.out_class, n_classes, count)
+    place = select(buffer == 0, out, buffer + out % LINE_BYTES)
+    store_tile(results, tile, table + AGAIN, place, plan.out_inner, plan.out_class, n_classes, count)
+    if buffer != 0:
         flush(results, buffer, out, n_classes * count, first, last)
 
 
-@routine
+@formula
 def clear_ignored(storage, table, tile, n_classes):
     """An ignored row is as if it were 0."""
     ignored = load_wide(storage, table + ROW_WEIGHT) == 0.0
-    for c in range(n_classes):
+    for c in steps(0, n_classes):
         x = load(storage, tile + VECTOR_BYTES * c)
         store(storage, tile + VECTOR_BYTES * c, select(ignored, splat_like(x, 0.0), x))
 
 
-@routine
+@formula
+def class_of_row(table, row):
+    """The class that is left out of a row's sum, -1 for none."""
+    return to_int64(load_double(table + CLASS + 8 * row))
+
+
+@formula
+def leave_out_class(storage, tile, low_parts, index, c, apart, low):
+    """Take a class out of the rows that leave it out (`index`): the logits left out so far, and their low parts."""
+    place = tile + VECTOR_BYTES * c
+    x = load(storage, place)
+    here = index == c
+    store(storage, place, select(here, splat_like(x, -np.inf), x))
+    low = by_low_parts(low_parts, lambda: low, lambda: select(here, load(storage, low_parts + VECTOR_BYTES * c), low))
+    return select(here, x, apart), low
+
+
+@formula
+def store_left_out(storage, table, apart, low):
+    """The logits left out, as sums of two."""
+    logit = widen(apart)
+    whole = logit + widen(low)
+    rest = select(logit == -np.inf, wide_zero(storage), (logit - whole) + widen(low))
+    store_wide(storage, table + APART, whole)
+    store_wide(storage, table + APART_LOW, rest)
+
+
+@formula
+def leave_out_of_row(storage, table, tile, low_parts, row):
+    """The same of one row: the place of its class in a tile, 0 for none."""
+    chosen = class_of_row(table, row)
+    place = tile + VECTOR_BYTES * chosen + itemsize(storage) * row
+
+    def taken_out():
+        logit = to_float64(load_one(storage, place))
+        store_one(storage, place, -np.inf)
+        low = by_low_parts(low_parts, lambda: 0.0, lambda: to_float64(load_one(storage, low_parts - tile + place)))
+        low = select(logit == -np.inf, 0.0, low)
+        whole = logit + low
+        return whole, select(logit == -np.inf, 0.0, (logit - whole) + low)
+
+    apart, apart_low = choose(chosen >= 0, lambda: (-np.inf, 0.0), taken_out)
+    store_double(table + APART + 8 * row, apart)
+    store_double(table + APART_LOW + 8 * row, apart_low)
+    return select(chosen >= 0, place, 0)
+
+
+@formula
 def leave_out(storage, plan, table, tile, low_parts, mass, count):
     """Take one class of each row out of its sum: the target, or the largest where there is no target."""
-    size = itemsize(storage)
     n_classes = plan.n_classes
-    own_mass_is_known = plan.kind != INDEX_TARGETS or not spread_wanted(plan) or spread_evenly(plan)
-    if n_classes <= COMPARED_CLASSES and own_mass_is_known:
+    own_mass_is_known = (plan.kind != INDEX_TARGETS) | ~spread_wanted(plan) | spread_evenly(plan)
+
+    def by_class():
         index = narrow(storage, load_wide(storage, table + CLASS))
-        minus_infinity = splat_like(index, -np.inf)
-        apart, low = minus_infinity, splat_like(index, 0.0)
-        for c in range(n_classes):
-            place = tile + VECTOR_BYTES * c
-            x = load(storage, place)
-            here = index == c
-            apart = select(here, x, apart)
-            store(storage, place, select(here, minus_infinity, x))
-            if low_parts != 0:
-                low = select(here, load(storage, low_parts + VECTOR_BYTES * c), low)
-        logit = widen(apart)
-        whole = logit + widen(low)
-        rest = select(logit == -np.inf, wide_zero(storage), (logit - whole) + widen(low))
-        store_wide(storage, table + APART, whole)
-        store_wide(storage, table + APART_LOW, rest)
-        return
-    for row in range(count):
-        apart = -np.inf
-        store_double(table + APART_LOW + 8 * row, 0.0)
-        chosen = int(load_double(table + CLASS + 8 * row))
-        if chosen >= 0:
-            place = tile + VECTOR_BYTES * chosen + size * row
-            apart = np.float64(load_one(storage, place))
-            store_one(storage, place, -np.inf)
-            if low_parts != 0 and apart != -np.inf:
-                low = load_one(storage, low_parts - tile + place)
-                whole = apart + low
-                store_double(table + APART_LOW + 8 * row, (apart - whole) + low)
-                apart = whole
-            if not own_mass_is_known:
-                store_double(table + SPREAD_AT_TARGET + 8 * row, load_one(storage, mass - tile + place))
-        store_double(table + APART + 8 * row, apart)
+        apart, low = Running(splat_like(index, -np.inf)), Running(splat_like(index, 0.0))
+        for c in steps(0, n_classes):
+            apart.value, low.value = leave_out_class(storage, tile, low_parts, index, c, apart.value, low.value)
+        store_left_out(storage, table, apart.value, low.value)
+
+    def by_row():
+        for row in steps(0, count):
+            place = leave_out_of_row(storage, table, tile, low_parts, row)
+
+            def keep_mass(row=row, place=place):
+                own = to_float64(load_one(storage, mass - tile + place))
+                store_double(table + SPREAD_AT_TARGET + 8 * row, own)
+
+            choose((place != 0) & ~own_mass_is_known, lambda: None, keep_mass)
+
+    choose((n_classes <= COMPARED_CLASSES) & own_mass_is_known, by_row, by_class)
 
 
-@routine
+@formula
 def find_largest(storage, table, tile, low_parts, n_classes):
     """The first class of each row whose logit is the reference, and the low part of that logit, into the table; -1 where there
     is none."""
     reference = narrow(storage, load_wide(storage, table + REFERENCE))
-    index = splat_like(reference, -1.0)
-    low = splat_like(reference, 0.0)
-    for i in range(n_classes):
+    index, low = Running(splat_like(reference, -1.0)), Running(splat_like(reference, 0.0))
+    for i in steps(0, n_classes):
         c = n_classes - 1 - i
         here = load(storage, tile + VECTOR_BYTES * c) == reference
-        index = select(here, splat_like(index, c), index)
-        if low_parts != 0:
-            low = select(here, load(storage, low_parts + VECTOR_BYTES * c), low)
-    store_wide(storage, table + CLASS, widen(index))
-    store_wide(storage, table + REFERENCE_LOW, widen(low))
+        index.value = select(here, splat_like(reference, c), index.value)
+
+        def low_part(here=here, c=c):
+            low.value = select(here, load(storage, low_parts + VECTOR_BYTES * c), low.value)
+
+        by_low_parts(low_parts, lambda: None, low_part)
+    store_wide(storage, table + CLASS, widen(index.value))
+    store_wide(storage, table + REFERENCE_LOW, widen(low.value))
 
 
-@routine
+@formula
 def scale_and_place(storage, tile, n_classes, scale, scale_low, index, at_target):
     """`scale_block`, and the gradient at the class that was left out."""
-    for c in range(n_classes):
+    for c in steps(0, n_classes):
         place = tile + VECTOR_BYTES * c
         e = load(storage, place)
         store(storage, place, select(index == c, at_target, fma(e, scale, e * scale_low)))
@@ -343,30 +406,34 @@ def gradient_of_tile(storage, plan, table, tile, slopes, scale, scale_low, n_cla
         store(storage, place, gradient * load(storage, slopes + slopes_move * VECTOR_BYTES * c))
     if plan.kind == INDEX_TARGETS and not compared:
         for row in range(count):
-            chosen = int(load_double(table + CLASS + 8 * row))
+            chosen = to_int64(load_double(table + CLASS + 8 * row))
             if chosen >= 0:
                 offset = VECTOR_BYTES * chosen + size * row
                 slope = load_one(storage, slopes + slopes_move * offset)
                 store_one(storage, tile + offset, load_double(table + TARGET_GRADIENT + 8 * row) * np.float64(slope))
 
 
-@routine
+@formula
 def put_back(storage, table, tile, value, n_classes, count):
     """Put a row's number (the line `value` of the table) at the class that was left out."""
-    if n_classes <= COMPARED_CLASSES:
-        index = narrow(storage, load_wide(storage, table + CLASS))
-        number = narrow(storage, load_wide(storage, value))
-        for c in range(n_classes):
+
+    def by_class():
+        index, number = two_parts(storage, table, CLASS, value - table)
+        for c in steps(0, n_classes):
             place = tile + VECTOR_BYTES * c
             store(storage, place, select(index == c, number, load(storage, place)))
-        return
-    for row in range(count):
-        chosen = int(load_double(table + CLASS + 8 * row))
-        if chosen >= 0:
-            store_one(storage, tile + VECTOR_BYTES * chosen + itemsize(storage) * row, load_double(value + 8 * row))
+
+    def by_row():
+        for row in steps(0, count):
+            chosen = class_of_row(table, row)
+            # of a row without a class to a line that only the split walk has a use for
+            place = tile + VECTOR_BYTES * chosen + itemsize(storage) * row
+            store_one(storage, select(chosen >= 0, place, table + AGAIN), load_double(value + 8 * row))
+
+    choose(n_classes <= COMPARED_CLASSES, by_row, by_class)
 
 
-@inlined
+@formula
 def two_parts(storage, table, high, low):
     return narrow(storage, load_wide(storage, table + high)), narrow(storage, load_wide(storage, table + low))
 
@@ -392,11 +459,11 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
         for table in range(scratch, scratch + tile_bytes * (step_rows // rows), tile_bytes):
             start_block(arithmetic, table)
         first_step = block * plan.tiles_per_block
-        last_step = min(first_step + plan.tiles_per_block, n_steps)
+        last_step = least(first_step + plan.tiles_per_block, n_steps)
         for step in range(first_step, last_step):
             outer = step // steps_per_outer
             inner = (step - outer * steps_per_outer) * step_rows
-            end = min(inner + step_rows, plan.n_inner)
+            end = least(inner + step_rows, plan.n_inner)
             whole = end - inner == step_rows
             together = whole and plan.n_classes > SEPARATE_CLASSES and plan.logits_inner == itemsize(storage)
             if together:
@@ -404,7 +471,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                 load_together(storage, plan, scratch, step_rows // rows, source)
             table = scratch
             for row in range(inner, end, rows):
-                sum_up_tile(storage, target_storage, plan, table, outer, row, min(rows, end - row), together)
+                sum_up_tile(storage, target_storage, plan, table, outer, row, least(rows, end - row), together)
                 table += tile_bytes
             table = scratch
             for _ in range(inner, end, rows):
@@ -413,7 +480,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
             if plan.operation == LOGSUMEXP or plan.operation == LOSS:
                 table = scratch
                 for row in range(inner, end, rows):
-                    store_row_values(storage, plan, table, scratch, outer, row, min(rows, end - row))
+                    store_row_values(storage, target_storage, plan, table, scratch, outer, row, least(rows, end - row))
                     table += tile_bytes
             if plan.out != 0:
                 out_together = whole and plan.out_inner == itemsize(result_of(storage)) and plan.gathered == 0
@@ -421,10 +488,22 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                     out_together = out_together and plan.n_classes > SEPARATE_CLASSES
                 table = scratch
                 for row in range(inner, end, rows):
-                    count = min(rows, end - row)
+                    count = least(rows, end - row)
                     is_first = step == first_step and row == inner
                     is_last = step == last_step - 1 and row + count == end
-                    finish_tile(storage, plan, table, tile_buffer, outer, row, count, is_first, is_last, out_together)
+                    finish_tile(
+                        storage,
+                        target_storage,
+                        plan,
+                        table,
+                        tile_buffer,
+                        outer,
+                        row,
+                        count,
+                        is_first,
+                        is_last,
+                        out_together,
+                    )
                     table += tile_bytes
                 if out_together:
                     out = plan.out + outer * plan.out_outer + inner * plan.out_inner

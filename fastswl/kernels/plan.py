@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from numba import types
 
-from fastswl.compilation import inlined
-from fastswl.simd import Words, words_at
+from fastswl.simd import Words, formula, words_at
 
 #: operations
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, LOSS = range(4)
@@ -108,25 +107,25 @@ LOGITS_WORD, TARGETS_WORD, OUT_WORD, SOFTMAX_WORD, ROW_VALUES_WORD, PARTIALS_WOR
 BEHIND_PLAN = (PLAN_BYTES + 63) // 64 * 64
 
 
-@inlined
+@formula
 def spread_wanted(plan):
     """Whether every class may have target mass, not the row's own alone."""
-    return plan.kind == PROBABILITY_TARGETS or (plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0)
+    return (plan.kind == PROBABILITY_TARGETS) | ((plan.kind == INDEX_TARGETS) & (plan.label_smoothing != 0.0))
 
 
-@inlined
+@formula
 def spread_evenly(plan):
     """Whether that mass is the same for every row: smoothing of class indices without a mask."""
-    return plan.kind == INDEX_TARGETS and plan.label_smoothing != 0.0 and plan.mask == 0
+    return (plan.kind == INDEX_TARGETS) & (plan.label_smoothing != 0.0) & (plan.mask == 0)
 
 
-@inlined
+@formula
 def capped(plan):
     """Whether the derivative of the change of variable differs from class to class; that of a scale is in `row_factor`."""
     return plan.softcap != 0.0
 
 
-@inlined
+@formula
 def changed(plan):
     """Whether the logits go through a change of variable."""
-    return plan.softcap != 0.0 or plan.logit_scale != 1.0
+    return (plan.softcap != 0.0) | (plan.logit_scale != 1.0)

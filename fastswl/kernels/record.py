@@ -1,6 +1,5 @@
 """What is known of a part of a row: its record."""
 
-from fastswl.compilation import inlined
 from fastswl.kernels.rows import (
     APART,
     APART_EXP,
@@ -17,7 +16,7 @@ from fastswl.kernels.rows import (
     SPREAD_MASS,
     TOP,
 )
-from fastswl.simd import lanes
+from fastswl.simd import formula, lanes
 
 #: vectors in a part of a row: 16 KB, half of the smallest first-level cache in use
 PART_VECTORS = 256
@@ -59,8 +58,8 @@ RECORD_STEP, COLUMN_STEP = 8, LINE
 PART_BYTES = 13 * RECORD_STEP
 
 
-@inlined
+@formula
 def parts_of(storage, n_classes):
     """How many parts a row has, and the classes of all but the last."""
     part_classes = PART_VECTORS * lanes(storage)
-    return (n_classes + part_classes - 1) // part_classes, part_classes
+    return (n_classes + part_classes - 1) >> (part_classes.bit_length() - 1), part_classes

@@ -25,7 +25,9 @@ from fastswl.kernels.rows import (
 from fastswl.simd import (
     VECTOR_BYTES,
     arithmetic_of,
+    greatest,
     lanes,
+    least,
     load_double,
     result_of,
     store_double,
@@ -62,9 +64,9 @@ def row_tile(
     parts = TABLE_BYTES
     areas = parts + (n_parts * plan.tile_rows * PART_BYTES + 63) // 64 * 64
     # of all parts of all rows; one more vector, since the last of a part is filled up past its end
-    part_bytes = VECTOR_BYTES * (min(PART_VECTORS, vectors_of(storage, n_classes)) + 1)
+    part_bytes = VECTOR_BYTES * (least(PART_VECTORS, vectors_of(storage, n_classes)) + 1)
     area_bytes = part_bytes * n_parts * plan.tile_rows
-    line = min(here, before) + plan.line_buffer + VECTOR_BYTES if plan.line_buffer != 0 else word(0)
+    line = least(here, before) + plan.line_buffer + VECTOR_BYTES if plan.line_buffer != 0 else word(0)
     one_part = n_parts == 1
     step = word(COLUMN_STEP) if one_part else word(RECORD_STEP)
     describe_rows(storage, plan, here, outer, inner, count)
@@ -72,19 +74,20 @@ def row_tile(
     finished, again = False, True
     while again:
         again = False
-        for row in range(max(count, count_before)):
+        for row in range(greatest(count, count_before)):
             wanted = row < count and (plan.operation != LOSS or load_double(here + ROW_WEIGHT + 8 * row) != 0.0)
             if finished and load_double(here + AGAIN + 8 * row) == 0.0:
                 continue
             for i in range(n_parts):
                 number = n_parts * row + i
                 first_class = part_classes * i
-                n = min(part_classes, n_classes - first_class)
+                n = least(part_classes, n_classes - first_class)
                 record = 8 * row if one_part else parts + PART_BYTES * number
-                done = no_results(arithmetic)
+                done = no_results(arithmetic, target_storage)
                 if not finished and row < count_before:
                     done = finish_part(
                         storage,
+                        target_storage,
                         plan,
                         before,
                         row,
@@ -143,20 +146,20 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
     n_tiles = plan.n_outer * tiles_per_outer
     for block in range(first, last):
         first_tile = block * plan.tiles_per_block
-        last_tile = min(first_tile + plan.tiles_per_block, n_tiles)
+        last_tile = least(first_tile + plan.tiles_per_block, n_tiles)
         begin, end = word(0), word(0)
         if plan.gathered != 0:
             begin = plan.out + first_tile * plan.tile_rows * plan.out_inner
-            end = plan.out + min(last_tile * plan.tile_rows, plan.n_inner) * plan.out_inner
+            end = plan.out + least(last_tile * plan.tile_rows, plan.n_inner) * plan.out_inner
         here, before = scratch, scratch + plan.tile_bytes
         start_block(arithmetic, here)
         start_block(arithmetic, before)
         outer_before, inner_before, count_before = word(0), word(0), word(0)
         # one step more, to write the results of the last
-        for tile in range(first_tile, last_tile + min(plan.out, 1)):
+        for tile in range(first_tile, last_tile + least(plan.out, 1)):
             outer = tile // tiles_per_outer
             inner = (tile - outer * tiles_per_outer) * plan.tile_rows
-            count = min(plan.tile_rows, plan.n_inner - inner) if tile < last_tile else word(0)
+            count = least(plan.tile_rows, plan.n_inner - inner) if tile < last_tile else word(0)
             row_tile(
                 storage,
                 target_storage,
@@ -175,7 +178,7 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
             if count > 0:
                 finish_rows(storage, plan, here)
                 if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                    store_row_values(storage, plan, here, scratch, outer, inner, count)
+                    store_row_values(storage, target_storage, plan, here, scratch, outer, inner, count)
             if plan.out != 0:
                 here, before = before, here
                 outer_before, inner_before, count_before = outer, inner, count

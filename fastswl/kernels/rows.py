@@ -3,9 +3,11 @@
 What is known of a tile's rows lies in a small table in the scratch memory: one line a quantity, one column (lane) a row.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from fastswl.compilation import inlined, routine
+from fastswl.compilation import routine
 from fastswl.kernels.near_zero import NEAR_ZERO, logsumexp_near_zero
 from fastswl.kernels.plan import INDEX_TARGETS, LOGSUMEXP, LOSS, NO_TARGETS, SOFTMAX, spread_wanted
 from fastswl.kernels.targets import index_bytes, load_index, load_indices
@@ -14,7 +16,9 @@ from fastswl.simd import (
     any_lane,
     arithmetic_of,
     by_type,
+    choose,
     fma,
+    formula,
     lanes,
     load_double,
     load_wide,
@@ -22,17 +26,19 @@ from fastswl.simd import (
     result_of,
     select,
     splat_like,
+    steps,
     store,
     store_double,
     store_one,
     store_wide,
+    to_int64,
     wide_zero,
     widen,
 )
 from fastswl.vectormath import (
+    BIAS_32,
     BIAS_64,
     LN2,
-    bias,
     exact_total_of_lanes,
     exp_above_for_float32,
     exp_in_two,
@@ -83,50 +89,98 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
 TABLE_BYTES = 32 * LINE
 
 
-@routine
+@formula
 def start_block(storage, table):
     """Before the first tile of a block."""
     zero = wide_zero(storage)
-    for offset in range(0, TABLE_BYTES, LINE):
+    for offset in steps(0, TABLE_BYTES, LINE):
         store_wide(storage, table + offset, zero)
-    for row in range(lanes(storage)):
-        store_double(table + CLASS + 8 * row, -1)
+    store_wide(storage, table + CLASS, splat_like(zero, -1.0))
     store(storage, table + ONES, narrow(storage, splat_like(zero, 1.0)))
 
 
-@inlined
+@formula
 def smoothing_unit(plan):
     """The smoothing of each class, where all are the same."""
     return plan.label_smoothing / plan.n_classes
 
 
-@inlined
+@formula
 def weigh_row(plan, table, row, chosen):
     """The mass of a row's own class: its own, and its share of a smoothing that is even."""
-    class_weight = 1.0 if chosen >= 0 else 0.0
-    if chosen >= 0 and plan.weight != 0:
-        class_weight = load_double(plan.weight + 8 * chosen)
+    class_weight = choose(
+        (chosen >= 0) & (plan.weight != 0),
+        lambda: select(chosen >= 0, 1.0, 0.0),
+        lambda: load_double(plan.weight + 8 * chosen),
+    )
     store_double(table + TARGET_MASS + 8 * row, (1.0 - plan.label_smoothing) * class_weight)
     store_double(table + SPREAD_AT_TARGET + 8 * row, smoothing_unit(plan) * class_weight)
 
 
-@inlined
+@formula
 def describe_plain_rows(storage, plan, table, place):
-    """A whole tile of rows that have nothing but an index and perhaps class weights, and their indices side by side."""
+    """A whole tile of rows that have nothing but an index, and their indices side by side; 1 if any is ignored, else 0."""
     index = load_indices(storage, plan.index_code, place)
-    ignored = index == float(plan.ignore_index)
+    ignored = index == plan.ignore_index
     zero = wide_zero(storage)
     one = splat_like(zero, 1.0)
     store_wide(storage, table + CLASS, select(ignored, -one, index))
-    if plan.weight == 0:
-        store_wide(storage, table + TARGET_MASS, select(ignored, zero, one * (1.0 - plan.label_smoothing)))
-        store_wide(storage, table + SPREAD_AT_TARGET, one * smoothing_unit(plan))
-    else:
-        for row in range(lanes(storage)):
-            weigh_row(plan, table, row, int(load_double(table + CLASS + 8 * row)))
+    store_wide(storage, table + TARGET_MASS, select(ignored, zero, one * (1.0 - plan.label_smoothing)))
+    store_wide(storage, table + SPREAD_AT_TARGET, one * smoothing_unit(plan))
     store_wide(storage, table + ROW_WEIGHT, select(ignored, zero, one))
     store_wide(storage, table + ROW_FACTOR, select(ignored, zero, one * plan.row_factor))
-    return lanes(storage) - int(any_lane(ignored))
+    return select(any_lane(ignored), 1, 0)
+
+
+@formula
+def describe_no_rows(storage, table):
+    """A tile of no rows."""
+    zero = wide_zero(storage)
+    store_wide(storage, table + CLASS, splat_like(zero, -1.0))
+    for line in (TARGET_MASS, SPREAD_AT_TARGET, ROW_WEIGHT, ROW_FACTOR):
+        store_wide(storage, table + line, zero)
+
+
+@formula
+def describe_row(plan, table, outer, inner, row):
+    """One row of a tile; 1 if it counts, else 0."""
+
+    def own_weight():
+        place = plan.sample_weight + outer * plan.sample_weight_outer + (inner + row) * plan.sample_weight_inner
+        return load_double(place)
+
+    def own_index():
+        place = plan.targets + outer * plan.targets_outer + (inner + row) * plan.targets_inner
+        index = load_index(plan.index_code, place)
+        return index, index == plan.ignore_index
+
+    def own_upstream():
+        place = plan.upstream + outer * plan.upstream_outer + (inner + row) * plan.upstream_inner
+        return load_double(place)
+
+    weight = choose(plan.sample_weight != 0, lambda: 1.0, own_weight)
+    chosen, ignored = choose(plan.kind == INDEX_TARGETS, lambda: (-1, False), own_index)
+    weight = select(ignored, 0.0, weight)
+    counts = weight != 0.0
+    upstream = choose(counts & (plan.upstream != 0), lambda: 1.0, own_upstream)
+    chosen = select(counts & ~ignored, chosen, -1)
+    store_double(table + CLASS + 8 * row, chosen)
+    weigh_row(plan, table, row, chosen)
+    store_double(table + ROW_WEIGHT + 8 * row, weight)
+    store_double(table + ROW_FACTOR + 8 * row, select(counts, weight * plan.row_factor * upstream, 0.0))
+    return select(counts, 1, 0)
+
+
+@formula
+def rows_are_plain(storage, plan, count):
+    """Whether a whole tile of rows has nothing but indices that lie side by side, and perhaps class weights."""
+    return (
+        (plan.kind == INDEX_TARGETS)
+        & (plan.sample_weight == 0)
+        & (plan.upstream == 0)
+        & (count == lanes(storage))
+        & (plan.targets_inner == index_bytes(plan.index_code))
+    )
 
 
 @routine
@@ -134,50 +188,27 @@ def describe_rows(storage, plan, table, outer, inner, count):
     """Fill in what is known of `count` rows before their logits are read; fewer than `count` if any is ignored."""
     if plan.kind == NO_TARGETS:
         return count
-    if (
-        plan.kind == INDEX_TARGETS
-        and plan.sample_weight == 0
-        and plan.upstream == 0
-        and count == lanes(storage)
-        and plan.targets_inner == index_bytes(plan.index_code)
-    ):
+    if rows_are_plain(storage, plan, count):
         place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
-        return describe_plain_rows(storage, plan, table, place)
+        one_ignored = describe_plain_rows(storage, plan, table, place)
+        if plan.weight != 0:
+            for row in range(lanes(storage)):
+                weigh_row(plan, table, row, to_int64(load_double(table + CLASS + 8 * row)))
+        return count - one_ignored
+    describe_no_rows(storage, table)
     active = 0
-    for row in range(lanes(storage)):
-        chosen, weight, factor = -1, 0.0, 0.0
-        if row < count:
-            weight = 1.0
-            if plan.sample_weight != 0:
-                place = plan.sample_weight + outer * plan.sample_weight_outer + (inner + row) * plan.sample_weight_inner
-                weight = load_double(place)
-            if plan.kind == INDEX_TARGETS:
-                place = plan.targets + outer * plan.targets_outer + (inner + row) * plan.targets_inner
-                chosen = load_index(plan.index_code, place)
-                if chosen == plan.ignore_index:
-                    chosen, weight = -1, 0.0
-            if weight != 0.0:
-                active += 1
-                factor = weight * plan.row_factor
-                if plan.upstream != 0:
-                    place = plan.upstream + outer * plan.upstream_outer + (inner + row) * plan.upstream_inner
-                    factor = factor * load_double(place)
-            else:
-                chosen = -1
-        store_double(table + CLASS + 8 * row, chosen)
-        weigh_row(plan, table, row, chosen)
-        store_double(table + ROW_WEIGHT + 8 * row, weight)
-        store_double(table + ROW_FACTOR + 8 * row, factor)
+    for row in range(count):
+        active += describe_row(plan, table, outer, inner, row)
     return active
 
 
-@inlined
+@formula
 def in_float64(storage):
     """Whether arithmetic is in float64, which has no digits to spare; float32 has, its sums being float64."""
-    return by_type(storage, 0, 1) == 1
+    return by_type(storage, False, True)
 
 
-@inlined
+@formula
 def times_inverse(storage, numerator, inverse, inverse_low):
     """numerator * (inverse + inverse_low) of float64 vectors, as two parts of the arithmetic type of `storage`."""
     product = numerator * inverse
@@ -188,7 +219,7 @@ def times_inverse(storage, numerator, inverse, inverse_low):
     return first, rest
 
 
-@inlined
+@formula
 def invert_sums(storage, table, total, total_low):
     """1 / S of each row in two float64 parts: into the table in two parts of the arithmetic type, and as they are."""
     inverse = 1.0 / total
@@ -203,27 +234,44 @@ def invert_sums(storage, table, total, total_low):
     return inverse, inverse_low
 
 
-@routine
-def finish_rows(storage, plan, table):
-    """From the sums of each row to its loss, the factors of its gradient, and its log-sum.
+class RowSums(NamedTuple):
+    """What the sums of a tile's rows say, a lane a row, float64: m the reference, e the exponential left out, d the sum of the
+    others, S = d + e, all in units of 2**(N - bias)."""
 
-    With m the reference, e the exponential left out and d the sum of the others (both in units of 2**(N - bias)):
-    S = d + e, and log(S / e) = log1p(d / e) keeps its relative accuracy however small, where d <= e.
-    """
+    total: Any  # S
+    total_low: Any
+    apart: Any  # the logit left out
+    e: Any
+    d: Any
+    log_ratio: Any  # log(S / e)
+    log_sum: Any  # lse - m
+    lse: Any
+    nothing: Any  # whether S is 0
+
+
+@formula
+def sums_of_others(storage, table):
+    """d in two parts; NaN of a row with +inf, which has no finite answer."""
     top = load_wide(storage, table + TOP)
     d, d_low = load_wide(storage, table + REST), load_wide(storage, table + REST_LOW)
     if in_float64(storage):
         # compensated sums: the rest can be more than one unit of the first part
         d, d_low = two_sum(d, d_low)
-    # a row with +inf has no finite answer
-    d = select(top == np.inf, splat_like(d, np.nan), d)
-    if plan.operation == SOFTMAX:
-        invert_sums(storage, table, d, d_low)
-        return
+    return select(top == np.inf, splat_like(d, np.nan), d), d_low
+
+
+@formula
+def logarithms(storage, table):
+    """log(S / e) and log S of each row.
+
+    log(S / e) = log1p(d / e) keeps its relative accuracy however small, where d <= e.
+    """
+    d, d_low = sums_of_others(storage, table)
+    top = load_wide(storage, table + TOP)
     m = load_wide(storage, table + REFERENCE)
     power = load_wide(storage, table + POWER)
     apart = load_wide(storage, table + APART)
-    unit = 2.0 ** bias(storage)
+    unit = 2.0 ** (by_type(storage, BIAS_32, BIAS_64))
     magic, lowest = exp_reference(FLOAT64, power)
     apart_low = load_wide(storage, table + APART_LOW)
     if in_float64(storage):
@@ -250,67 +298,113 @@ def finish_rows(storage, plan, table):
     m_low = load_wide(storage, table + REFERENCE_LOW)
     far = fma(k, LN2, core - (reduce_argument(FLOAT64, m, power) + m_low))
     below_top = (m - apart) + (m_low - apart_low)
-    log_ratio = select(near, core, far + below_top)  # lse - x at the class left out
-    nothing = total == 0.0
-    zero = wide_zero(storage)
-    nan = splat_like(zero, np.nan)
-    if plan.operation != LOSS:
-        # inf - inf is the NaN at +inf, finite - inf the -inf beside it; a row of nothing but -inf has an lse of -inf
-        log_sum = select(top == np.inf, top, select(near, core - below_top, far))
-        log_sum = select(nothing, zero if plan.operation == LOGSUMEXP else nan, log_sum)
-        store_wide(storage, table + LOG_SUM, log_sum)
-        # of a row that was not shifted, past the logit that is left out: nothing cancels (6.6 ulp with it)
-        whole = fma(k + power, LN2, core)
-        store_wide(storage, table + LOSS_VALUE, select(near | (top != m), top + log_sum, whole))
-        return
+    log_sum = select(near, core - below_top, far)
+    # of a row that was not shifted, past the logit that is left out: nothing cancels (6.6 ulp with it)
+    whole = fma(k + power, LN2, core)
+    lse = select(near | (top != m), top + (m_low + log_sum), whole)
+    return RowSums(
+        total, total_low, apart, e, d, select(near, core, far + below_top), log_sum, lse, total == 0.0
+    )  # fmt: skip
 
+
+@formula
+def store_logarithms(storage, plan, table, sums):
+    """Of softmax's relatives: lse and lse - m."""
+    top = load_wide(storage, table + TOP)
+    zero = wide_zero(storage)
+    # inf - inf is the NaN at +inf, finite - inf the -inf beside it; a row of nothing but -inf has an lse of -inf
+    log_sum = select(top == np.inf, top, sums.log_sum)
+    of_nothing = select(plan.operation == LOGSUMEXP, zero, splat_like(zero, np.nan))
+    log_sum = select(sums.nothing, of_nothing, log_sum)
+    store_wide(storage, table + LOG_SUM, log_sum)
+    unbound = sums.nothing | (top == np.inf)
+    store_wide(storage, table + LOSS_VALUE, select(unbound, top + log_sum, sums.lse))
+
+
+class RowMass(NamedTuple):
+    """The target mass of each row: all of it in two parts, what is not the target's own, that of smoothing at the target."""
+
+    total: Any
+    total_low: Any
+    elsewhere: Any
+    at_target: Any
+
+
+@formula
+def store_losses(storage, plan, table, sums):
+    """The losses; the mass that the gradient is made of."""
+    zero = wide_zero(storage)
     target_mass = load_wide(storage, table + TARGET_MASS)
     row_weight = load_wide(storage, table + ROW_WEIGHT)
-    factor = load_wide(storage, table + ROW_FACTOR)
-    loss = select(target_mass == 0.0, zero, target_mass * log_ratio)
-    mass, mass_low, elsewhere, at_target = target_mass, zero, zero, zero
-    if spread_wanted(plan) or plan.z_loss != 0.0:
-        # the mass that is not the target's own, and what the z-loss adds to it
-        log_sum = select(near, core - below_top, far)
-        elsewhere = load_wide(storage, table + SPREAD_MASS)
-        loss = loss + select(elsewhere == 0.0, zero, elsewhere * log_sum)
-        loss = loss + load_wide(storage, table + SPREAD_DISTANCE)
-        lse = top + (m_low + log_sum)
-        if plan.z_loss != 0.0:
-            loss = loss + plan.z_loss * lse * lse
-            elsewhere, mass_low = two_sum(elsewhere, 2.0 * plan.z_loss * lse)
-        mass, rest = two_sum(target_mass, elsewhere)
-        mass_low = mass_low + rest
-        at_target = load_wide(storage, table + SPREAD_AT_TARGET)
-    loss = select(total == total, loss, total)
-    ignored = row_weight == 0.0
-    loss = select(ignored, zero, select(nothing, nan, loss) * row_weight)
-    store_wide(storage, table + LOSS_VALUE, loss)
-    if plan.out == 0:
-        return
+    own = select(target_mass == 0.0, zero, target_mass * sums.log_ratio)
 
-    inverse, inverse_low = invert_sums(storage, table, total, total_low)
-    if plan.softmax != 0:
-        store_wide(storage, table + INVERSE, select(ignored, zero, load_wide(storage, table + INVERSE)))
-        store_wide(storage, table + INVERSE_LOW, select(ignored, zero, load_wide(storage, table + INVERSE_LOW)))
-    still = ignored | nothing
-    factor = select(still, zero, factor)
-    product = mass * factor
+    def with_mass_elsewhere():
+        elsewhere = load_wide(storage, table + SPREAD_MASS)
+        loss = own + select(elsewhere == 0.0, zero, elsewhere * sums.log_sum)
+        loss = loss + load_wide(storage, table + SPREAD_DISTANCE)
+        lse = load_wide(storage, table + TOP) + (load_wide(storage, table + REFERENCE_LOW) + sums.log_sum)
+        loss, elsewhere, mass_low = choose(
+            plan.z_loss != 0.0,
+            lambda: (loss, elsewhere, zero),
+            lambda: (loss + plan.z_loss * lse * lse, *two_sum(elsewhere, 2.0 * plan.z_loss * lse)),
+        )
+        mass, rest = two_sum(target_mass, elsewhere)
+        return loss, RowMass(mass, mass_low + rest, elsewhere, load_wide(storage, table + SPREAD_AT_TARGET))
+
+    loss, mass = choose(
+        spread_wanted(plan) | (plan.z_loss != 0.0),
+        lambda: (own, RowMass(target_mass, zero, zero, zero)),
+        with_mass_elsewhere,
+    )
+    loss = select(sums.total == sums.total, loss, sums.total)
+    loss = select(sums.nothing, splat_like(zero, np.nan), loss) * row_weight
+    store_wide(storage, table + LOSS_VALUE, select(row_weight == 0.0, zero, loss))
+    return mass
+
+
+@formula
+def store_factors(storage, table, sums, mass):
+    """The factors of the gradient, and the gradient at the target."""
+    zero = wide_zero(storage)
+    inverse, inverse_low = invert_sums(storage, table, sums.total, sums.total_low)
+    ignored = load_wide(storage, table + ROW_WEIGHT) == 0.0
+    store_wide(storage, table + INVERSE, select(ignored, zero, load_wide(storage, table + INVERSE)))
+    store_wide(storage, table + INVERSE_LOW, select(ignored, zero, load_wide(storage, table + INVERSE_LOW)))
+    still = ignored | sums.nothing
+    factor = select(still, zero, load_wide(storage, table + ROW_FACTOR))
+    product = mass.total * factor
     scale, scale_low = times_inverse(storage, product, inverse, inverse_low)
     if in_float64(storage):
-        scale_low = scale_low + (rest_of_product(mass, factor, -product) + mass_low * factor) * inverse
+        scale_low = scale_low + (rest_of_product(mass.total, factor, -product) + mass.total_low * factor) * inverse
     store_wide(storage, table + SCALE, select(still, zero, scale))
     store_wide(storage, table + SCALE_LOW, select(still, zero, scale_low))
     store_wide(storage, table + SPREAD_SCALE, factor)
-    first, rest = times_inverse(storage, (elsewhere * e - target_mass * d) * factor, inverse, inverse_low)
-    at_target = (first + rest) - at_target * factor
-    store_wide(
-        storage, table + TARGET_GRADIENT, select(still | ((apart == -np.inf) & (total == total)), zero, at_target)
-    )
+    target_mass = load_wide(storage, table + TARGET_MASS)
+    difference = mass.elsewhere * sums.e - target_mass * sums.d
+    first, rest = times_inverse(storage, difference * factor, inverse, inverse_low)
+    at_target = (first + rest) - mass.at_target * factor
+    struck = still | ((sums.apart == -np.inf) & (sums.total == sums.total))
+    store_wide(storage, table + TARGET_GRADIENT, select(struck, zero, at_target))
 
 
 @routine
-def store_row_values(storage, plan, table, sums, outer, inner, count):
+def finish_rows(storage, plan, table):
+    """From the sums of each row to its loss, the factors of its gradient, and its log-sum."""
+    if plan.operation == SOFTMAX:
+        total, total_low = sums_of_others(storage, table)
+        invert_sums(storage, table, total, total_low)
+        return
+    sums = logarithms(storage, table)
+    if plan.operation != LOSS:
+        store_logarithms(storage, plan, table, sums)
+        return
+    mass = store_losses(storage, plan, table, sums)
+    if plan.out != 0:
+        store_factors(storage, table, sums, mass)
+
+
+@routine
+def store_row_values(storage, target_storage, plan, table, sums, outer, inner, count):
     """Round the row values of a tile to the results' type, store them where they are wanted, add losses to the sum
     in the table `sums`."""
     arithmetic = arithmetic_of(storage)
@@ -327,13 +421,13 @@ def store_row_values(storage, plan, table, sums, outer, inner, count):
             if plan.operation == LOSS:
                 store_one(arithmetic, place, value)
             else:
-                if abs(value) < NEAR_ZERO:
+                if target_storage is not None and abs(value) < NEAR_ZERO:
                     logits = plan.logits + outer * plan.logits_outer + (inner + row) * plan.logits_inner
                     value = logsumexp_near_zero(storage, plan, logits, table + SPREAD_MASS)
                 store_one(result_of(storage), place, value)
 
 
-@routine
+@formula
 def store_partial(storage, plan, table, block):
     """The sum of a block's losses, in two parts."""
     high, low = exact_total_of_lanes(storage, load_wide(storage, table + SUM), load_wide(storage, table + SUM_LOW))

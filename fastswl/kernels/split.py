@@ -21,7 +21,16 @@ from fastswl.kernels.rows import (
     store_partial,
     store_row_values,
 )
-from fastswl.simd import VECTOR_BYTES, arithmetic_of, lanes, load_double, result_of, store_double, word
+from fastswl.simd import (
+    VECTOR_BYTES,
+    arithmetic_of,
+    lanes,
+    least,
+    load_double,
+    result_of,
+    store_double,
+    word,
+)
 
 #: phases
 DESCRIBE, SUM_UP, MERGE, FINISH = range(4)
@@ -50,14 +59,14 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
         if not again:
             finish_rows(storage, plan, table)
             if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                store_row_values(storage, plan, table, table, outer, inner, word(1))
+                store_row_values(storage, target_storage, plan, table, table, outer, inner, word(1))
             if plan.partials != 0:
                 store_partial(arithmetic, plan, table, row)
         return
     i = unit - row * n_parts
     part_classes = PART_VECTORS * lanes(storage)
     first_class = part_classes * i
-    n = min(part_classes, plan.n_classes - first_class)
+    n = least(part_classes, plan.n_classes - first_class)
     area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
     areas = scratch + LINE_ROOM
     part = parts + PART_BYTES * i
@@ -78,13 +87,14 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
             inner,
             first_class,
             n,
-            no_results(arithmetic),
+            no_results(arithmetic, target_storage),
             word(0),
         )
     if plan.phase == FINISH:
         line = scratch + VECTOR_BYTES if plan.streaming != 0 else word(0)
         results = finish_part(
             storage,
+            target_storage,
             plan,
             table,
             word(0),

@@ -4,6 +4,8 @@
 classes in lanes.
 """
 
+import functools
+
 import numpy as np
 
 from fastswl.compilation import inlined, routine
@@ -27,6 +29,9 @@ from fastswl.simd import (
     absolute,
     any_lane,
     arithmetic_of,
+    choose,
+    formula,
+    greatest,
     itemsize,
     lanes,
     load,
@@ -38,6 +43,7 @@ from fastswl.simd import (
     same_arithmetic,
     same_storage,
     splat_like,
+    steps,
     store,
     store_double,
     store_int64,
@@ -49,21 +55,21 @@ from fastswl.simd import (
 from fastswl.vectormath import plain_total_of_lanes, total_of_lanes
 
 
-@routine
+@formula
 def fill_masked(storage, plan, block, value, class_step, outer, inner, first_class, n):
     """Put `value` at the masked ones of `n` classes of one row."""
     place = plan.mask + outer * plan.mask_outer + inner * plan.mask_inner + first_class * plan.mask_class
-    for c in range(n):
-        if load_integer(place + plan.mask_class * c, 8, False) == 0:
-            store_one(storage, block + class_step * c, value)
+    for c in steps(0, n):
+        masked = load_integer(place + plan.mask_class * c, 8, False) == 0
+        choose(masked, lambda: None, functools.partial(store_one, storage, block + class_step * c, value))
 
 
-@inlined
+@formula
 def fill_masked_of_tile(storage, plan, tile, value, outer, inner, count):
     """`fill_masked` of all rows of a tile."""
-    for row in range(count):
+    for row in steps(0, count):
         place = tile + itemsize(storage) * row
-        fill_masked(storage, plan, place, value, word(VECTOR_BYTES), outer, inner + row, word(0), plan.n_classes)
+        fill_masked(storage, plan, place, value, VECTOR_BYTES, outer, inner + row, 0, plan.n_classes)
 
 
 @routine
@@ -76,7 +82,7 @@ def spread_unit(plan, outer, inner):
     for c in range(plan.n_classes):
         if load_integer(place + plan.mask_class * c, 8, False) != 0:
             left += 1
-    return plan.label_smoothing / max(left, 1)
+    return plan.label_smoothing / greatest(left, 1)
 
 
 @routine
@@ -96,10 +102,10 @@ def spread_mass(storage, target_storage, plan, mass, class_step, outer, inner, f
         store_one(storage, mass + class_step * c, q)
 
 
-@inlined
+@formula
 def vectors_serve(storage, target_storage, plan):
     """Whether the mass can be made a vector at a time: no mask, targets that are worked on in the type of the logits."""
-    return plan.mask == 0 and (plan.kind != PROBABILITY_TARGETS or same_arithmetic(storage, target_storage))
+    return (plan.mask == 0) & ((plan.kind != PROBABILITY_TARGETS) | same_arithmetic(storage, target_storage))
 
 
 @routine
@@ -131,9 +137,9 @@ def smooth_tile(storage, plan, mass):
         store(storage, place, q)
 
 
-@inlined
+@formula
 def all_finite(total, distance):
-    return not any_lane(~(absolute(total) < np.inf) | ~(absolute(distance) < np.inf))
+    return ~any_lane(~(absolute(total) < np.inf) | ~(absolute(distance) < np.inf))
 
 
 @routine
@@ -216,17 +222,17 @@ def make_mass(storage, target_storage, plan, mass, n_vectors, outer, inner, firs
         spread_mass(storage, target_storage, plan, mass, size, outer, inner, first_class, n, unit)
 
 
-@inlined
+@formula
 def mass_stays_in_place(storage, target_storage, plan, n):
     """Whether the target mass of a part is its targets as they lie in memory."""
     return (
-        plan.kind == PROBABILITY_TARGETS
-        and same_storage(target_storage, arithmetic_of(storage))
-        and plan.targets_class == itemsize(target_storage)
-        and n >= lanes(storage)
-        and plan.mask == 0
-        and plan.weight == 0
-        and plan.label_smoothing == 0.0
+        (plan.kind == PROBABILITY_TARGETS)
+        & same_storage(target_storage, arithmetic_of(storage))
+        & (plan.targets_class == itemsize(target_storage))
+        & (n >= lanes(storage))
+        & (plan.mask == 0)
+        & (plan.weight == 0)
+        & (plan.label_smoothing == 0.0)
     )
 
 

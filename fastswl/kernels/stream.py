@@ -5,36 +5,63 @@ small buffer first, laid against the lines as its target is; whole lines leave i
 for the next tile. Only the first and the last line of a block are written number by number.
 """
 
-from fastswl.compilation import routine
-from fastswl.simd import FLOAT32, itemsize, load, load_one, store, store_one, store_streaming
+from fastswl.simd import (
+    FLOAT32,
+    choose,
+    formula,
+    greatest,
+    itemsize,
+    least,
+    load,
+    load_one,
+    log2_of,
+    select,
+    steps,
+    store,
+    store_one,
+    store_streaming,
+)
 
 #: bytes of a line, and of a float32 vector, by which lines are moved whatever they hold
 LINE_BYTES = 64
 
 
-@routine
+@formula
+def write_numbers(storage, target, source, n):
+    """Some numbers, one by one."""
+    for i in steps(0, n):
+        offset = itemsize(storage) * i
+        store_one(storage, target + offset, load_one(storage, source + offset))
+
+
+@formula
+def write_lines(target, source, n):
+    """Some lines past the caches."""
+    for i in steps(0, n):
+        store_streaming(FLOAT32, target + LINE_BYTES * i, load(FLOAT32, source + LINE_BYTES * i))
+
+
+@formula
 def flush(storage, buffer, target, n, first, last):
     """Write `n` numbers that lie at `buffer` + (target % 64) to `target`; the first and the last tile of a block are told."""
     size = itemsize(storage)
-    before = target % LINE_BYTES
-    line = target - before
+    before = target & (LINE_BYTES - 1)
     end = target + n * size
-    source = buffer
-    if first and before != 0:
-        head = min(n, (LINE_BYTES - before) // size)
-        for i in range(head):
-            store_one(storage, target + size * i, load_one(storage, buffer + before + size * i))
-        line += LINE_BYTES
-        source += LINE_BYTES
-    while line + LINE_BYTES <= end:
-        store_streaming(FLOAT32, line, load(FLOAT32, source))
-        line += LINE_BYTES
-        source += LINE_BYTES
-    if line < end:
-        if last:
-            # from the line's begin: what an earlier tile of the block left there waits, too
-            place = line
-            while place < end:
-                store_one(storage, place, load_one(storage, source + (place - line)))
-                place += size
+    skipped = first & (before != 0)
+
+    def head():
+        write_numbers(storage, target, buffer + before, least(n, (LINE_BYTES - before) >> log2_of(size)))
+
+    choose(skipped, lambda: None, head)
+    done = select(skipped, LINE_BYTES, 0)
+    line, source = target - before + done, buffer + done
+    n_lines = greatest(end - line, 0) >> log2_of(LINE_BYTES)
+    write_lines(line, source, n_lines)
+    line, source = line + LINE_BYTES * n_lines, source + LINE_BYTES * n_lines
+
+    def tail():
+        # from the line's begin: what an earlier tile of the block left there waits, too
+        choose(last, lambda: None, lambda: write_numbers(storage, line, source, (end - line) >> log2_of(size)))
         store(FLOAT32, buffer, load(FLOAT32, source))
+
+    choose(line < end, lambda: None, tail)

@@ -1,63 +1,39 @@
 """Class indices of any integer type, read where they lie."""
 
-from fastswl.compilation import inlined
-from fastswl.simd import load_integer, load_integers
+import functools
 
-#: code of each integer type; the order of the branches below
+from fastswl.simd import choose, formula, load_integer, load_integers, select
+
+#: code of each integer type; the order of `_INTEGERS`
 INDEX_CODES = {"int64": 0, "int32": 1, "uint8": 2, "int8": 3, "int16": 4, "uint16": 5, "uint32": 6, "uint64": 7}
 INT64 = INDEX_CODES["int64"]
 #: the largest index
 LARGEST = 2**63 - 1
 
 
-@inlined
+#: bits, and whether there is a sign, of the type of each code
+_INTEGERS = ((64, True), (32, True), (8, False), (8, True), (16, True), (16, False), (32, False), (64, False))
+
+
+@formula
 def load_index(code, address):
     """The class index at `address`; an unsigned one past 2**63 reads as the largest that is signed, which no class is."""
-    if code == 0:
-        return load_integer(address, 64, True)
-    if code == 7:
+
+    def past_the_largest():
         chosen = load_integer(address, 64, True)
-        return chosen if chosen >= 0 else LARGEST
-    if code == 1:
-        return load_integer(address, 32, True)
-    if code == 2:
-        return load_integer(address, 8, False)
-    if code == 3:
-        return load_integer(address, 8, True)
-    if code == 4:
-        return load_integer(address, 16, True)
-    if code == 5:
-        return load_integer(address, 16, False)
-    return load_integer(address, 32, False)
+        return select(chosen >= 0, chosen, LARGEST)
+
+    alternatives = [functools.partial(load_integer, address, *integer) for integer in _INTEGERS[:-1]]
+    return choose(code, *alternatives, past_the_largest)
 
 
-@inlined
+@formula
 def load_indices(storage, code, address):
     """As `load_index` of a vector of indices that lie side by side, as float64 (past 2**53 no class is)."""
-    if code == 0:
-        return load_integers(storage, address, 64, True)
-    if code == 7:
-        return load_integers(storage, address, 64, False)
-    if code == 1:
-        return load_integers(storage, address, 32, True)
-    if code == 2:
-        return load_integers(storage, address, 8, False)
-    if code == 3:
-        return load_integers(storage, address, 8, True)
-    if code == 4:
-        return load_integers(storage, address, 16, True)
-    if code == 5:
-        return load_integers(storage, address, 16, False)
-    return load_integers(storage, address, 32, False)
+    return choose(code, *[functools.partial(load_integers, storage, address, *integer) for integer in _INTEGERS])
 
 
-@inlined
+@formula
 def index_bytes(code):
     """Bytes of an index."""
-    if code == 0 or code == 7:
-        return 8
-    if code == 1 or code == 6:
-        return 4
-    if code == 2 or code == 3:
-        return 1
-    return 2
+    return choose(code, *[functools.partial(int, bits // 8) for bits, _ in _INTEGERS])

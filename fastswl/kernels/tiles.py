@@ -1,23 +1,28 @@
 """Tiles of rows between the caller's memory and scratch memory: one vector a class, one lane a row."""
 
-from fastswl.compilation import routine
+import functools
+
 from fastswl.kernels.rows import TABLE_BYTES
-from fastswl.kernels.stream import LINE_BYTES
+from fastswl.kernels.stream import LINE_BYTES, write_lines
 from fastswl.simd import (
     FLOAT32,
     VECTOR_BYTES,
     arithmetic_of,
+    choose,
     columns_in_group,
+    formula,
     interleave,
     itemsize,
     lanes,
+    least,
     load,
     load_one,
     narrow,
+    select,
     separate,
+    steps,
     store,
     store_one,
-    store_streaming,
     transpose_in,
     transpose_out,
     wide_zero,
@@ -27,85 +32,130 @@ from fastswl.simd import (
 CLASSES_IN_LINES = 64
 
 
-@routine
+#: how a tile lies in memory: number by number; rows side by side; classes side by side; rows of 2 or 3 classes end to end; fewer rows
+#: than lanes, classes side by side
+SCATTERED, ROWS_TOGETHER, CLASSES_TOGETHER, END_TO_END, FEW_ROWS = range(5)
+
+
+@formula
+def way_of_tile(storage, row_stride, class_stride, n_classes, count):
+    """In which of these ways a tile can be moved."""
+    size = itemsize(storage)
+    enough = n_classes >= columns_in_group(storage)
+    end_to_end = (row_stride == class_stride * n_classes) & (n_classes > 1) & ~enough
+    way = select(enough, CLASSES_TOGETHER, select(end_to_end, END_TO_END, SCATTERED))
+    way = select(row_stride == size, ROWS_TOGETHER, select(class_stride == size, way, SCATTERED))
+    few_rows = select((class_stride == size) & enough & (count > 1), FEW_ROWS, SCATTERED)
+    return select(count == lanes(storage), way, few_rows)
+
+
+@formula
+def move_vector(to, target, of, source):
+    """Load a vector that is stored one way, and store it another."""
+    store(to, target, load(of, source))
+
+
+def groups(storage, n_classes):
+    """The first class of each group that is transposed at once."""
+    group = columns_in_group(storage)
+    for first in steps(0, n_classes, group):
+        # the last group overlaps the one before
+        yield least(first, n_classes - group)
+
+
+@formula
 def load_tile(storage, tile, source, row_stride, class_stride, n_classes, count):
-    """Bring `count` rows of all classes into the tile, in the arithmetic type; lanes without a row are 0."""
+    """Bring `count` rows of all classes into the tile, in the arithmetic type; lanes without a row are 0,
+    or as the first row's."""
     arithmetic = arithmetic_of(storage)
-    group = columns_in_group(storage)
-    full = count == lanes(storage)
-    if full and row_stride == itemsize(storage):
-        for c in range(n_classes):
-            store(arithmetic, tile + VECTOR_BYTES * c, load(storage, source + class_stride * c))
-    elif full and class_stride == itemsize(storage) and n_classes >= group:
-        for first in range(0, n_classes, group):
-            # the last group overlaps the one before
-            c = min(first, n_classes - group)
-            transpose_in(storage, source + class_stride * c, row_stride, tile + VECTOR_BYTES * c)
-    elif full and class_stride == itemsize(storage) and row_stride == class_stride * n_classes and n_classes > 1:
-        if n_classes == 2:
-            separate(storage, source, tile, 2)
-        else:
-            separate(storage, source, tile, 3)
-    else:
-        size = itemsize(arithmetic)
-        for c in range(n_classes):
-            store(arithmetic, tile + VECTOR_BYTES * c, narrow(arithmetic, wide_zero(arithmetic)))
-            for row in range(count):
-                value = load_one(storage, source + class_stride * c + row_stride * row)
-                store_one(arithmetic, tile + VECTOR_BYTES * c + size * row, value)
+
+    def scattered():
+        for c in steps(0, n_classes):
+            place = tile + VECTOR_BYTES * c
+            store(arithmetic, place, narrow(arithmetic, wide_zero(arithmetic)))
+            for row in steps(0, count):
+                number = load_one(storage, source + class_stride * c + row_stride * row)
+                store_one(arithmetic, place + itemsize(arithmetic) * row, number)
+
+    def rows_together():
+        for c in steps(0, n_classes):
+            move_vector(arithmetic, tile + VECTOR_BYTES * c, storage, source + class_stride * c)
+
+    def classes_together():
+        for c in groups(storage, n_classes):
+            transpose_in(storage, source + class_stride * c, row_stride, None, tile + VECTOR_BYTES * c)
+
+    def few_rows():
+        for c in groups(storage, n_classes):
+            transpose_in(storage, source + class_stride * c, row_stride, count, tile + VECTOR_BYTES * c)
+
+    def end_to_end():
+        choose(n_classes == 3, lambda: separate(storage, source, tile, 2), lambda: separate(storage, source, tile, 3))
+
+    way = way_of_tile(storage, row_stride, class_stride, n_classes, count)
+    choose(way, scattered, rows_together, classes_together, end_to_end, few_rows)
 
 
-@routine
-def store_tile(storage, tile, target, row_stride, class_stride, n_classes, count):
-    """The reverse of `load_tile`."""
+@formula
+def store_tile(storage, tile, room, target, row_stride, class_stride, n_classes, count):
+    """The reverse of `load_tile`; there is room for some numbers at `room`."""
     arithmetic = arithmetic_of(storage)
-    group = columns_in_group(storage)
-    full = count == lanes(storage)
-    if full and row_stride == itemsize(storage):
-        for c in range(n_classes):
-            store(storage, target + class_stride * c, load(arithmetic, tile + VECTOR_BYTES * c))
-    elif full and class_stride == itemsize(storage) and n_classes >= group:
-        for first in range(0, n_classes, group):
-            c = min(first, n_classes - group)
-            transpose_out(storage, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride)
-    elif full and class_stride == itemsize(storage) and row_stride == class_stride * n_classes and n_classes > 1:
-        if n_classes == 2:
-            interleave(storage, tile, target, 2)
-        else:
-            interleave(storage, tile, target, 3)
-    else:
-        size = itemsize(arithmetic)
-        for c in range(n_classes):
-            for row in range(count):
-                value = load_one(arithmetic, tile + VECTOR_BYTES * c + size * row)
-                store_one(storage, target + class_stride * c + row_stride * row, value)
+
+    def scattered():
+        for c in steps(0, n_classes):
+            place = tile + VECTOR_BYTES * c
+            for row in steps(0, count):
+                number = load_one(arithmetic, place + itemsize(arithmetic) * row)
+                store_one(storage, target + class_stride * c + row_stride * row, number)
+
+    def rows_together():
+        for c in steps(0, n_classes):
+            move_vector(storage, target + class_stride * c, arithmetic, tile + VECTOR_BYTES * c)
+
+    def classes_together():
+        for c in groups(storage, n_classes):
+            transpose_out(storage, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride, None, 0)
+
+    def few_rows():
+        for c in groups(storage, n_classes):
+            transpose_out(storage, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride, count, room)
+
+    def end_to_end():
+        choose(
+            n_classes == 3, lambda: interleave(storage, tile, target, 2), lambda: interleave(storage, tile, target, 3)
+        )
+
+    way = way_of_tile(storage, row_stride, class_stride, n_classes, count)
+    choose(way, scattered, rows_together, classes_together, end_to_end, few_rows)
 
 
-@routine
+@formula
 def load_together(storage, plan, table, tiles, source):
     """`load_tile` of whole tiles of rows that lie side by side, all that is near of one class before the next: classes that lie a
     power of two apart share a few sets of a cache, which would lose the neighbours of a line before they are used (8 x 21 x
     256 x 256: 7.6 to 6.6 ms)."""
     arithmetic = arithmetic_of(storage)
-    for c in range(plan.n_classes):
+    vector = itemsize(storage) * lanes(storage)
+    for c in steps(0, plan.n_classes):
         place = source + plan.logits_class * c
-        for k in range(tiles):
+        for k in steps(0, tiles):
             tile = table + plan.tile_bytes * k + TABLE_BYTES
-            store(arithmetic, tile + VECTOR_BYTES * c, load(storage, place + itemsize(storage) * lanes(storage) * k))
+            move_vector(arithmetic, tile + VECTOR_BYTES * c, storage, place + vector * k)
 
 
-@routine
+@formula
 def store_together(storage, plan, table, tiles, target):
     """The reverse of `load_together`; `storage` is that of the results."""
     arithmetic = arithmetic_of(storage)
-    for c in range(plan.n_classes):
+    vector = itemsize(storage) * lanes(storage)
+    for c in steps(0, plan.n_classes):
         place = target + plan.out_class * c
-        for k in range(tiles):
-            e = load(arithmetic, table + plan.tile_bytes * k + TABLE_BYTES + VECTOR_BYTES * c)
-            store(storage, place + itemsize(storage) * lanes(storage) * k, e)
+        for k in steps(0, tiles):
+            tile = table + plan.tile_bytes * k + TABLE_BYTES
+            move_vector(storage, place + vector * k, arithmetic, tile + VECTOR_BYTES * c)
 
 
-@routine
+@formula
 def stream_together(storage, plan, table, tiles, target, waiting, first, last):
     """`store_together` past the caches, in whole lines.
 
@@ -116,28 +166,25 @@ def stream_together(storage, plan, table, tiles, target, waiting, first, last):
     arithmetic = arithmetic_of(storage)
     vector = itemsize(storage) * lanes(storage)
     room = tiles * vector + LINE_BYTES
-    n_lines = tiles * vector // LINE_BYTES
+    n_lines = tiles * vector >> 6
     ends = max(LINE_BYTES // vector, 1)
     lines = waiting + LINE_BYTES * plan.n_classes
-    for first_class in range(0, plan.n_classes, CLASSES_IN_LINES):
-        end = min(first_class + CLASSES_IN_LINES, plan.n_classes)
-        own = lines
-        for c in range(first_class, end):
+    for first_class in steps(0, plan.n_classes, CLASSES_IN_LINES):
+        end = least(first_class + CLASSES_IN_LINES, plan.n_classes)
+        for c in steps(first_class, end):
+            own = lines + room * (c - first_class)
             place = target + plan.out_class * c
             store(FLOAT32, own, load(FLOAT32, waiting + LINE_BYTES * c))
-            for k in range(tiles):
+            for k in steps(0, tiles):
                 e = load(arithmetic, table + plan.tile_bytes * k + TABLE_BYTES + VECTOR_BYTES * c)
-                store(storage, own + place % LINE_BYTES + vector * k, e)
-                if (first and k < ends) or (last and k >= tiles - ends):
-                    store(storage, place + vector * k, e)
-            own += room
-        own = lines
-        for c in range(first_class, end):
+                store(storage, own + (place & (LINE_BYTES - 1)) + vector * k, e)
+                at_an_end = (first & (k < ends)) | (last & (k >= tiles - ends))
+                choose(at_an_end, lambda: None, functools.partial(store, storage, place + vector * k, e))
+        for c in steps(first_class, end):
+            own = lines + room * (c - first_class)
             place = target + plan.out_class * c
-            begin = place - place % LINE_BYTES
-            if not first or begin == place:
-                store_streaming(FLOAT32, begin, load(FLOAT32, own))
-            for i in range(1, n_lines):
-                store_streaming(FLOAT32, begin + LINE_BYTES * i, load(FLOAT32, own + LINE_BYTES * i))
+            begin = place - (place & (LINE_BYTES - 1))
+            whole = ~first | (begin == place)
+            choose(whole, lambda: None, functools.partial(write_lines, begin, own, 1))
+            write_lines(begin + LINE_BYTES, own + LINE_BYTES, n_lines - 1)
             store(FLOAT32, waiting + LINE_BYTES * c, load(FLOAT32, own + LINE_BYTES * n_lines))
-            own += room

@@ -2,11 +2,9 @@
 
 import llvmlite.ir as ir
 from numba.core import cgutils, types
-from numba.extending import (
-    intrinsic,
-)
 
 from fastswl.simd.operators import splat
+from fastswl.simd.symbols import formula, intrinsic
 from fastswl.simd.types import I1, I32, I64, Vector, target_has
 
 
@@ -53,14 +51,6 @@ def _call_intrinsic(builder, name, llvm_type, args):
 
 
 @intrinsic
-def by_type(typingctx, storage, for_float32, for_float64):
-    """The first or the second value, by the arithmetic type of `storage` (a choice of the compilation)."""
-    index = 1 if storage.storage.arithmetic == types.float32 else 2
-    args = (storage, types.unliteral(for_float32), types.unliteral(for_float64))
-    return args[index](*args), lambda context, builder, sig, values: values[index]
-
-
-@intrinsic
 def polynomial(typingctx, x, coefficients):
     """Horner's rule with `fma`; coefficients (a tuple of float64) from the highest power down to the constant."""
 
@@ -80,16 +70,6 @@ def polynomial(typingctx, x, coefficients):
         return result
 
     return x(x, coefficients), codegen
-
-
-@intrinsic
-def has_fma(typingctx):
-    """Whether `fma` rounds once on the target (a constant of the compilation)."""
-
-    def codegen(context, builder, sig, args):
-        return ir.Constant(I1, int(target_has(context, "fma")))
-
-    return types.boolean(), codegen
 
 
 @intrinsic
@@ -123,6 +103,23 @@ def select(typingctx, mask, a, b):
         return builder.select(*args)
 
     return vector(mask, vector, vector), codegen
+
+
+def log2_of(size):
+    """The logarithm of a power of two that is known while the code is written, for shifts."""
+    return size.bit_length() - 1
+
+
+@formula
+def least(a, b):
+    """The smaller of two numbers (Numba compiles `min` anew, as a function, for each pair of types)."""
+    return select(b < a, b, a)
+
+
+@formula
+def greatest(a, b):
+    """The larger of two numbers."""
+    return select(b > a, b, a)
 
 
 @intrinsic
@@ -163,6 +160,24 @@ def narrow(typingctx, storage, a):
         return args[1] if a == result else builder.fptrunc(args[1], context.get_value_type(result))
 
     return result(storage, a), codegen
+
+
+@intrinsic
+def to_float32(typingctx, number):
+    """One number in float32."""
+    return types.float32(types.float64), lambda context, builder, sig, args: builder.fptrunc(args[0], ir.FloatType())
+
+
+@intrinsic
+def to_float64(typingctx, number):
+    """One number in float64."""
+    return types.float64(types.float64), lambda context, builder, sig, args: args[0]
+
+
+@intrinsic
+def to_int64(typingctx, number):
+    """One whole float64 as an integer."""
+    return types.int64(types.float64), lambda context, builder, sig, args: builder.fptosi(args[0], I64)
 
 
 @intrinsic

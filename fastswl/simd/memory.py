@@ -2,10 +2,8 @@
 
 import llvmlite.ir as ir
 from numba.core import cgutils, types
-from numba.extending import (
-    intrinsic,
-)
 
+from fastswl.simd.symbols import intrinsic
 from fastswl.simd.types import I32, I64, target_has
 
 

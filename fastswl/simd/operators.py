@@ -48,7 +48,13 @@ def _vector_operands(args):
     return vectors[0]
 
 
+#: for each operator: what writes it for two values of an element, and the element of its result where that is another
+EMITTERS = {}
+
+
 def _binary_operator(function, emit, result_element=None):
+    EMITTERS[function] = emit, result_element
+
     @infer_global(function)
     class VectorOperator(AbstractTemplate):
         metadata = _TRIED_FIRST
@@ -127,7 +133,11 @@ class _VectorNegation(AbstractTemplate):
 
 @lower_builtin(operator.neg, Vector)
 def _lower_negation(context, builder, sig, args):
-    return builder.fneg(args[0])
+    return emit_negation(builder, sig.args[0], args[0])
+
+
+def emit_negation(builder, type_, value):
+    return builder.fneg(value) if _is_float(getattr(type_, "element", type_)) else builder.neg(value)
 
 
 @infer_global(operator.invert)

@@ -2,11 +2,9 @@
 
 import llvmlite.ir as ir
 from numba.core import types
-from numba.extending import (
-    intrinsic,
-)
 
 from fastswl.simd.memory import from_storage, pointer_to, storage_llvm, to_storage
+from fastswl.simd.symbols import intrinsic
 from fastswl.simd.types import I32, I64, VECTOR_BYTES
 
 # A tile is `lanes` rows; a group of its columns is 16 bytes of arithmetic numbers of each row (4 float32, 2 float64). Row r
@@ -114,24 +112,29 @@ def interleave(typingctx, storage, tile, target, n_classes):
     return types.none(storage, types.int64, types.int64, n_classes), codegen
 
 
+def _rows_of_tile(builder, first, row_stride, count, n_rows, elsewhere):
+    """The address of each row of a tile; where there is a `count`, of the others `elsewhere`."""
+    for row in range(n_rows):
+        number = ir.Constant(I64, row)
+        address = builder.add(first, builder.mul(row_stride, number))
+        if count is not None:
+            address = builder.select(builder.icmp_signed("<", number, count), address, elsewhere)
+        yield address
+
+
 @intrinsic
-def transpose_in(typingctx, storage, source, row_stride, tile):
-    """A group of columns of `lanes` rows that lie `row_stride` bytes apart, into `tile`: a vector a column, end to end."""
+def transpose_in(typingctx, storage, source, row_stride, count, tile):
+    """A group of columns of `lanes` rows that lie `row_stride` bytes apart, into `tile`: a vector a column, end to end. With a
+    `count` that is not None so many rows, and the first of them in the other lanes, too."""
     stored, vector = storage.storage, storage.vector
     group = _group(stored)
 
     def codegen(context, builder, sig, args):
-        _, source, row_stride, tile = args
+        _, source, row_stride, n_rows, tile = args
+        n_rows = None if count == types.none else n_rows
         rows = [
-            builder.load(
-                pointer_to(
-                    builder,
-                    builder.add(source, builder.mul(row_stride, ir.Constant(I64, row))),
-                    storage_llvm(stored, group),
-                ),
-                align=stored.itemsize,
-            )
-            for row in range(vector.lanes)
+            builder.load(pointer_to(builder, address, storage_llvm(stored, group)), align=stored.itemsize)
+            for address in _rows_of_tile(builder, source, row_stride, n_rows, vector.lanes, source)
         ]
         vectors = [
             from_storage(context, builder, stored, _concatenate(builder, rows[first::group])) for first in range(group)
@@ -140,17 +143,19 @@ def transpose_in(typingctx, storage, source, row_stride, tile):
             address = builder.add(tile, ir.Constant(I64, VECTOR_BYTES * i))
             builder.store(column, pointer_to(builder, address, column.type), align=stored.arithmetic.bitwidth // 8)
 
-    return types.none(storage, types.int64, types.int64, types.int64), codegen
+    return types.none(storage, types.int64, types.int64, count, types.int64), codegen
 
 
 @intrinsic
-def transpose_out(typingctx, storage, tile, target, row_stride):
-    """The reverse of `transpose_in`."""
+def transpose_out(typingctx, storage, tile, target, row_stride, count, room):
+    """The reverse of `transpose_in`; what is in lanes without a row goes to `room`."""
     stored, vector = storage.storage, storage.vector
     group = _group(stored)
 
     def codegen(context, builder, sig, args):
-        _, tile, target, row_stride = args
+        _, tile, target, row_stride, n_rows, room = args
+        n_rows = None if count == types.none else n_rows
+        rows = list(_rows_of_tile(builder, target, row_stride, n_rows, vector.lanes, room))
         llvm = context.get_value_type(vector)
         columns = []
         for i in range(group):
@@ -159,9 +164,8 @@ def transpose_out(typingctx, storage, tile, target, row_stride):
         for first, value in enumerate(_transpose_groups(builder, columns)):
             whole = to_storage(context, builder, stored, value)
             for k in range(vector.lanes // group):
-                row = group * k + first
                 part = _shuffle(builder, whole, whole, range(group * k, group * k + group))
-                row_address = builder.add(target, builder.mul(row_stride, ir.Constant(I64, row)))
-                builder.store(part, pointer_to(builder, row_address, part.type), align=stored.itemsize)
+                row = pointer_to(builder, rows[group * k + first], part.type)
+                builder.store(part, row, align=stored.itemsize)
 
-    return types.none(storage, types.int64, types.int64, types.int64), codegen
+    return types.none(storage, types.int64, types.int64, types.int64, count, types.int64), codegen

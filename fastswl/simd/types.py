@@ -4,7 +4,6 @@ import llvmlite.ir as ir
 from numba.core import types
 from numba.core.imputils import lower_constant
 from numba.extending import (
-    intrinsic,
     models,
     register_model,
     typeof_impl,
@@ -109,49 +108,6 @@ def _register_storage_constant():
 
 
 _register_storage_constant()
-
-
-@intrinsic
-def arithmetic_of(typingctx, storage):
-    """The storage of the numbers that `storage` is worked on in (float32 or float64)."""
-    result = STORAGE_TYPES[storage.storage.arithmetic.name]
-    return result(storage), lambda context, builder, sig, args: context.get_dummy_value()
-
-
-@intrinsic
-def same_arithmetic(typingctx, storage, other):
-    """Whether two storages are worked on in the same type (a constant of the compilation)."""
-    same = int(storage.storage.arithmetic == other.storage.arithmetic)
-    return types.boolean(storage, other), lambda context, builder, sig, args: ir.Constant(I1, same)
-
-
-@intrinsic
-def same_storage(typingctx, storage, other):
-    """Whether two storages are the same (a constant of the compilation)."""
-    same = int(storage.storage.name == other.storage.name)
-    return types.boolean(storage, other), lambda context, builder, sig, args: ir.Constant(I1, same)
-
-
-@intrinsic
-def result_of(typingctx, storage):
-    """The storage of results: that of the input where it holds fractions, else float64."""
-    integral = storage.storage.name.startswith(("int", "uint", "bool"))
-    result = STORAGE_TYPES["float64"] if integral else storage
-    return result(storage), lambda context, builder, sig, args: context.get_dummy_value()
-
-
-@intrinsic
-def itemsize(typingctx, storage):
-    """Bytes of one stored number."""
-    size = storage.storage.itemsize
-    return types.int64(storage), lambda context, builder, sig, args: ir.Constant(I64, size)
-
-
-@intrinsic
-def lanes(typingctx, storage):
-    """Numbers in one vector of this storage's arithmetic."""
-    count = storage.storage.lanes
-    return types.int64(storage), lambda context, builder, sig, args: ir.Constant(I64, count)
 
 
 def target_has(context, feature):

@@ -9,13 +9,13 @@ from numba.core.typing.templates import (
 )
 from numba.extending import (
     NativeValue,
-    intrinsic,
     models,
     register_model,
     unbox,
 )
 
 from fastswl.simd.memory import pointer_to
+from fastswl.simd.symbols import intrinsic
 from fastswl.simd.types import I32, I64, LLVM
 
 
@@ -67,6 +67,15 @@ class Words(types.Type):
         self.fields = fields  # name -> (number of the word, its Numba type)
         super().__init__(name=f"words({name})")
 
+    def read(self, builder, address, name):
+        """Write the load of the word `name`."""
+        number, type_ = self.fields[name]
+        place = builder.add(address, ir.Constant(I64, 8 * number))
+        loaded = builder.load(pointer_to(builder, place, LLVM[type_]), align=8)
+        # nobody writes them while a kernel runs: LLVM may read them once
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return loaded
+
 
 register_model(Words)(lambda manager, ty: models.PrimitiveModel(manager, ty, I64))
 
@@ -81,12 +90,7 @@ class _WordsAttribute(AttributeTemplate):
 
 @lower_getattr_generic(Words)
 def _lower_word(context, builder, words, value, name):
-    number, type_ = words.fields[name]
-    address = builder.add(value, ir.Constant(I64, 8 * number))
-    loaded = builder.load(pointer_to(builder, address, LLVM[type_]), align=8)
-    # nobody writes them while a kernel runs: LLVM may read them once
-    loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
-    return loaded
+    return words.read(builder, value, name)
 
 
 def words_at(words):

@@ -1,0 +1,148 @@
+"""Formulas: functions that write their code by being run (`fastswl.simd.symbols`)."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numba import njit
+from numba.core.errors import TypingError
+
+from fastswl.simd import (
+    FLOAT32,
+    FLOAT64,
+    by_type,
+    choose,
+    fma,
+    formula,
+    has_fma,
+    lane,
+    lanes,
+    load,
+    load_double,
+    select,
+    splat_like,
+    steps,
+    store,
+    store_double,
+    word,
+)
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@formula
+def pick(which, a, b):
+    return choose(which, lambda: a, lambda: b, lambda: a + b)
+
+
+@formula
+def clamped(number):
+    """A choice between a value and constants: of the value's type, whatever the constants are."""
+    return select(number < 0, -1, select(number > 9, 9, number))
+
+
+@formula
+def swapped(pair):
+    return Pair(pair.second, pair.first)
+
+
+@formula
+def branching(number):
+    return 1 if number else 2
+
+
+@formula
+def only_one_runs(flag, place):
+    def write(value):
+        store_double(place, value)
+
+    choose(flag, lambda: write(1.0), lambda: write(2.0))
+
+
+@formula
+def count_up(place, n, step):
+    for i in steps(0, n):
+        for k in steps(2, 7, 2):
+            store_double(place, load_double(place) + i * k * step)
+
+
+@formula
+def scaled(storage, place, factor):
+    x = load(storage, place)
+    store(storage, place, fma(x, factor, 0.5) if has_fma() else x * factor + 0.5)
+    return lane(splat_like(x, by_type(storage, 32, 64)), lanes(storage) - 1)
+
+
+def test_choose_gives_the_chosen_one():
+    @njit
+    def all_of_them(a, b):
+        return [pick(i, a, b) for i in range(3)]
+
+    assert all_of_them(2.5, 4.0) == [2.5, 4.0, 6.5]
+    assert all_of_them(2, 4) == [2, 4, 6]
+
+
+def test_constants_take_the_type_of_the_value():
+    @njit
+    def all_of_them():
+        return [clamped(i) for i in (-5, 3, 12)]
+
+    assert all_of_them() == [-1, 3, 9]
+
+
+def test_what_is_not_chosen_is_not_run():
+    memory = np.zeros(1)
+
+    @njit
+    def run(flag, place):
+        only_one_runs(flag, place)
+
+    for flag, expected in ((False, 1.0), (True, 2.0)):
+        run(flag, memory.ctypes.data)
+        assert memory[0] == expected
+
+
+def test_named_tuples_go_in_and_out():
+    @njit
+    def run(a, b):
+        pair = swapped(Pair(a, b))
+        return pair.first, pair.second
+
+    assert run(1, 2.5) == (2.5, 1)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_steps_are_a_loop(n):
+    memory = np.zeros(1)
+
+    @njit
+    def run(place, n, step):
+        count_up(place, n, step)
+
+    run(memory.ctypes.data, n, 3.0)
+    assert memory[0] == sum(i * k * 3.0 for i in range(n) for k in (2, 4, 6))
+
+
+@pytest.mark.parametrize("storage", [FLOAT32, FLOAT64])
+def test_a_storage_decides_while_the_code_is_written(storage):
+    memory = np.arange(16, dtype=storage.name)
+
+    @njit
+    def run(place):
+        return scaled(storage, word(place), 2.0)
+
+    assert run(memory.ctypes.data) == storage.arithmetic.bitwidth
+    np.testing.assert_array_equal(memory[: storage.lanes], np.arange(storage.lanes) * 2 + 0.5)
+    np.testing.assert_array_equal(memory[storage.lanes :], np.arange(storage.lanes, 16))
+
+
+def test_a_branch_on_a_value_is_refused():
+    @njit
+    def run(number):
+        return branching(number)
+
+    with pytest.raises((TypeError, TypingError), match="can't branch on a value: use `select` or `choose`"):
+        run(1)
