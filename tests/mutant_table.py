@@ -113,9 +113,16 @@ DTYPES = [
     mutant(
         "the mean is a np.float64",
         DISPATCH,
+        "return np.float64(value)",
+        "return value",
+        "test_value_and_grad.py::test_result_is_a_named_tuple",
+    ),
+    mutant(
+        "the mean is a np.float64: the general way",
+        DISPATCH,
         "return np.float64(total / divisor)",
         "return total / divisor",
-        "test_value_and_grad.py::test_result_is_a_named_tuple",
+        "test_cross_entropy.py::test_each_option",
     ),
     mutant(
         "the sum is a np.float64",
@@ -427,9 +434,9 @@ OUT = [
 THREAD_COUNTS = [
     mutant(
         "None is get_num_threads()",
-        "lazy.py",
-        "default: int = threads.get_num_threads()",
-        "default: int = 1",
+        "prepared.py",
+        "n_threads or threads.get_num_threads()",
+        "n_threads or 1",
         "test_walks.py::test_no_thread_count_is_the_set_one",
     ),
     mutant(
@@ -600,8 +607,8 @@ WHICH_WALK = [
     mutant(
         "the longest rows are split",
         WALKS,
-        "SPLIT_CLASSES = 1 << 20",
-        "SPLIT_CLASSES = 1 << 30",
+        "if n_classes > SPLIT_CLASSES or 2 * tile_bytes > ROW_SCRATCH_BYTES:",
+        "if n_classes > 1 << 30:",
         "test_walks.py::test_each_walk_is_taken_and_right",
         "test_walks.py::test_the_choice_looks_at_rows_only",
     ),
@@ -615,8 +622,15 @@ WHICH_WALK = [
     mutant(
         "a small call is kept ready",
         "prepared.py",
-        "        if _GIL:\n",
         "        if not _GIL:\n",
+        "        if _GIL:\n",
+        "test_walks.py::test_a_small_call_is_kept_ready_and_gives_the_same_bits",
+    ),
+    mutant(
+        "a first call that can be kept is run as one",
+        DISPATCH,
+        "    if kept is not None:\n",
+        "    if False:\n",
         "test_walks.py::test_a_small_call_is_kept_ready_and_gives_the_same_bits",
     ),
 ]
@@ -877,16 +891,30 @@ TARGET_KINDS = [
     mutant(
         "negative indices never wrap",
         "kernels/scan.py",
-        "if chosen < 0 or chosen >= plan.n_classes:",
-        "if chosen < -plan.n_classes or chosen >= plan.n_classes:",
+        "is_class = (chosen >= 0) &",
+        "is_class = (chosen + plan.n_classes >= 0) &",
         "test_errors.py::test_error",
+    ),
+    mutant(
+        "negative indices never wrap: a vector at a time",
+        "kernels/scan.py",
+        "((index >= 0.0) & (index < plan.n_classes))",
+        "(index < plan.n_classes)",
+        "test_errors.py::test_bad_target_among_many_rows_is_found_before_the_first_write",
     ),
     mutant(
         "the index C is out of range",
         "kernels/scan.py",
-        "if chosen < 0 or chosen >= plan.n_classes:",
-        "if chosen < 0 or chosen > plan.n_classes:",
+        "& (chosen < plan.n_classes)",
+        "& (chosen <= plan.n_classes)",
         "test_errors.py::test_error",
+    ),
+    mutant(
+        "the index C is out of range: a vector at a time",
+        "kernels/scan.py",
+        "& (index < plan.n_classes))",
+        "& (index <= plan.n_classes))",
+        "test_prepared.py::test_kept_calls_refuse_what_they_cannot_do",
     ),
     mutant(
         "the first row is checked, too",
@@ -898,15 +926,18 @@ TARGET_KINDS = [
     mutant(
         "a kept call checks its indices: int64",
         "kernels/entry.py",
-        "(np.uint64(chosen) >= np.uint64(n_classes))",
-        "(chosen >= n_classes)",
+        "            good, counts = index_counts(plan, load_int64(target + 8 * row))\n            all_good += good\n",
+        "            chosen = load_int64(target + 8 * row)\n            good, counts = index_counts(plan, chosen)\n"
+        "            all_good += 1 if chosen < 0 else good\n",
         "test_errors.py::test_a_bad_target_in_a_call_that_is_kept_ready",
     ),
     mutant(
         "a kept call checks its indices: other widths",
         "kernels/entry.py",
-        "            if chosen < 0 or chosen >= plan.n_classes:",
-        "            if chosen >= plan.n_classes:",
+        "            good, counts = index_counts(plan, load_index(plan.index_code, target + plan.targets_inner * row))\n"
+        "            all_good += good\n",
+        "            chosen = load_index(plan.index_code, target + plan.targets_inner * row)\n"
+        "            good, counts = index_counts(plan, chosen)\n            all_good += 1 if chosen < 0 else good\n",
         "test_errors.py::test_a_bad_target_in_a_call_that_is_kept_ready",
     ),
     mutant(
@@ -948,29 +979,29 @@ TARGET_KINDS = [
     mutant(
         "unsigned indices of 8 bits, a vector at a time",
         "kernels/targets.py",
-        "return load_integers(storage, address, 8, False)",
-        "return load_integers(storage, address, 8, True)",
+        "(load_integers, storage, address, *integer) for integer in _INTEGERS]",
+        "(load_integers, storage, address, bits, signed or bits == 8) for bits, signed in _INTEGERS]",
         "test_dtypes.py::test_the_upper_half_of_unsigned_targets",
     ),
     mutant(
         "unsigned indices of 16 bits, one at a time",
         "kernels/targets.py",
-        "return load_integer(address, 16, False)",
-        "return load_integer(address, 16, True)",
+        "(load_integer, address, *integer) for integer in _INTEGERS[:-1]",
+        "(load_integer, address, bits, signed or bits == 16) for bits, signed in _INTEGERS[:-1]",
         "test_dtypes.py::test_the_upper_half_of_unsigned_targets",
     ),
     mutant(
         "unsigned indices of 32 bits, one at a time",
         "kernels/targets.py",
-        "return load_integer(address, 32, False)",
-        "return load_integer(address, 32, True)",
+        "(load_integer, address, *integer) for integer in _INTEGERS[:-1]",
+        "(load_integer, address, bits, signed or bits == 32) for bits, signed in _INTEGERS[:-1]",
         "test_cross_entropy.py::test_ignore_index_is_compared_by_value",
     ),
     mutant(
         "unsigned indices of 64 bits are never negative",
         "kernels/targets.py",
-        "    if code == 7:\n        return load_integers(storage, address, 64, False)",
-        "    if code == 7:\n        return load_integers(storage, address, 64, True)",
+        "(load_integers, storage, address, *integer) for integer in _INTEGERS]",
+        "(load_integers, storage, address, bits, signed or bits == 64) for bits, signed in _INTEGERS]",
         "test_cross_entropy.py::test_ignore_index_is_compared_by_value",
     ),
 ]
@@ -979,22 +1010,36 @@ OPTIONS = [
     mutant(
         "the mean of indices divides by the weights of the targets",
         "kernels/scan.py",
-        "weight = load_double(plan.weight + 8 * chosen)",
-        "weight = 1.0",
+        "choose(is_class & (plan.weight != 0), lambda: 1.0, lambda: load_double(plan.weight + 8 * chosen))",
+        "1.0",
         "test_cross_entropy.py::test_mean_divides_by_weights_of_the_targets_or_by_rows",
     ),
     mutant(
         "the mean leaves out ignored rows",
         "kernels/scan.py",
-        "                if chosen == plan.ignore_index:\n                    continue",
-        "                if chosen == plan.ignore_index:\n                    chosen = 0",
+        "return is_class | ignored, select(ignored, 0.0, own), ignored",
+        "return is_class | ignored, own, False",
         "test_torch.py::test_cross_entropy",
+    ),
+    mutant(
+        "the mean leaves out ignored rows: a vector at a time",
+        "kernels/scan.py",
+        "select(ignored, zero, splat_like(zero, 1.0))",
+        "splat_like(zero, 1.0)",
+        "test_torch.py::test_cross_entropy[indices-mean-3d-float64]",
+    ),
+    mutant(
+        "the mean leaves out ignored rows: a kept call",
+        "kernels/entry.py",
+        ", select(ignored, 0, 1)",
+        ", 1",
+        "test_torch.py::test_cross_entropy[indices-mean-2d-float64]",
     ),
     mutant(
         "sample_weight multiplies a row's share of the divisor",
         "kernels/scan.py",
-        "weight = weight * load_double(place)",
-        "weight = weight * 1.0",
+        "weight * sample_weight)",
+        "weight)",
         "test_cross_entropy.py::test_sample_weight_counts_in_the_divisor_too",
     ),
     mutant(
@@ -1278,15 +1323,15 @@ OPTIONS = [
     mutant(
         "a kept call refuses an index that is no class",
         ENTRY,
-        "    return counted if wrong == 0 else -1",
+        "    return counted if all_good == plan.n_inner else -1",
         "    return counted",
         "test_prepared.py::test_kept_calls_refuse_what_they_cannot_do",
     ),
     mutant(
         "a kept call looks for targets in the gradient",
         ENTRY,
-        "or not apart(target, target_bytes, array_data(grad), extent):",
-        "or target == 0:",
+        "& apart(target, target_bytes, array_data(grad), extent)",
+        "& (target != 0)",
         "test_prepared.py::test_kept_calls_with_targets_in_the_way",
     ),
     mutant(
@@ -1311,17 +1356,32 @@ OPTIONS = [
         "test_prepared.py::test_a_sum_that_is_too_large_is_infinite",
     ),
     mutant(
+        "an infinite loss of a kept call stays infinite",
+        ENTRY,
+        "total + select(finite, load_double(place + 8), 0.0)",
+        "total + load_double(place + 8)",
+        "test_prepared.py::test_an_infinite_loss_stays_infinite[shape0]",
+        "test_prepared.py::test_an_infinite_loss_stays_infinite[shape1]",
+    ),
+    mutant(
+        "an infinite loss of several blocks stays infinite",
+        "prepared.py",
+        "exact_sum(values) if all(map(math.isfinite, values)) else float(sum(values[::2]))",
+        "exact_sum(values)",
+        "test_prepared.py::test_an_infinite_loss_stays_infinite[shape2]",
+    ),
+    mutant(
         "an unsigned index past 2**63 is no ignored one",
         "kernels/targets.py",
-        "return chosen if chosen >= 0 else LARGEST",
+        "return select(chosen >= 0, chosen, LARGEST)",
         "return chosen",
         "test_cross_entropy.py::test_ignore_index_is_compared_by_value",
     ),
     mutant(
         "a kept call of the layer looks at its own softmax",
         ENTRY,
-        "if not apart(array_data(logits), extent, place, extent) or not apart(target, target_bytes, place, extent):",
-        "if place == 0:",
+        "return readable(probabilities) & own",
+        "return readable(probabilities)",
         "test_prepared.py::test_a_kept_layer_is_given_its_own_softmax",
     ),
 ]
@@ -1429,8 +1489,8 @@ LAYER_OF_THE_BOOK = [
     mutant(
         "y may use its memory again",
         LAYER,
-        "            return owned\n",
-        "            pass\n",
+        "        self.y = owned.probabilities\n",
+        "        self.y = owned.probabilities.copy()\n",
         "test_layer.py::test_the_memory_of_y_is_used_again",
     ),
     mutant(
@@ -1510,7 +1570,7 @@ SPECIAL_VALUES = [
     mutant(
         "the gradient at -inf is 0, also where the target is",
         ROWS,
-        "still | ((apart == -np.inf) & (total == total))",
+        "still | ((sums.apart == -np.inf) & (sums.total == sums.total))",
         "still",
         "test_special_values.py::test_table_in_full",
     ),
@@ -1524,43 +1584,43 @@ SPECIAL_VALUES = [
     mutant(
         "a row of -inf has a gradient of 0",
         ROWS,
-        "still = ignored | nothing",
+        "still = ignored | sums.nothing",
         "still = ignored",
         "test_special_values.py::test_table_in_full",
     ),
     mutant(
         "a row of -inf has a loss of NaN",
         ROWS,
-        "select(nothing, nan, loss)",
-        "select(nothing, zero, loss)",
+        "select(sums.nothing, splat_like(zero, np.nan), loss)",
+        "select(sums.nothing, zero, loss)",
         "test_special_values.py::test_table_in_full",
     ),
     mutant(
         "a row of -inf has a logsumexp of -inf",
         ROWS,
-        "zero if plan.operation == LOGSUMEXP else nan",
-        "nan",
+        "select(plan.operation == LOGSUMEXP, zero, splat_like(zero, np.nan))",
+        "splat_like(zero, np.nan)",
         "test_special_values.py::test_table_in_full",
     ),
     mutant(
         "a row of -inf has a log_softmax of NaN",
         ROWS,
-        "zero if plan.operation == LOGSUMEXP else nan",
+        "select(plan.operation == LOGSUMEXP, zero, splat_like(zero, np.nan))",
         "zero",
         "test_special_values.py::test_table_in_full",
     ),
     mutant(
         "a row with +inf has a softmax of NaN",
         ROWS,
-        "d = select(top == np.inf, splat_like(d, np.nan), d)",
-        "d = select(top == np.inf, splat_like(d, 1.0), d)",
+        "select(top == np.inf, splat_like(d, np.nan), d)",
+        "select(top == np.inf, splat_like(d, 1.0), d)",
         "test_special_values.py::test_table_in_full",
     ),
     mutant(
         "a row with +inf has a logsumexp of +inf, a log_softmax of -inf at the others",
         ROWS,
-        "log_sum = select(top == np.inf, top, select(near, core - below_top, far))",
-        "log_sum = select(near, core - below_top, far)",
+        "log_sum = select(top == np.inf, top, sums.log_sum)",
+        "log_sum = sums.log_sum",
         "test_special_values.py::test_table_in_full",
     ),
     mutant(
@@ -1580,15 +1640,15 @@ SPECIAL_VALUES = [
     mutant(
         "a row with NaN in any of its parts is NaN",
         MERGE,
-        "poisoned = poisoned or part_top != part_top or (rest != rest and part_top < np.inf)",
-        "poisoned = part_top != part_top",
+        "poisoned.value = poisoned.value | (part_top != part_top) | ((rest != rest) & (part_top < np.inf))",
+        "poisoned.value = part_top != part_top",
         "test_special_values.py::test_softmax_family",
     ),
     mutant(
         "a class of weight 0 adds 0 where its logit is -inf",
         ROWS,
-        "loss = select(target_mass == 0.0, zero, target_mass * log_ratio)",
-        "loss = target_mass * log_ratio",
+        "own = select(target_mass == 0.0, zero, target_mass * sums.log_ratio)",
+        "own = target_mass * sums.log_ratio",
         "test_special_values.py::test_weight_of_zero_at_minus_infinity_adds_nothing",
     ),
     mutant(
@@ -1601,15 +1661,15 @@ SPECIAL_VALUES = [
     mutant(
         "a row whose weight is 0 counts as ignored",
         ROWS,
-        "            if weight != 0.0:",
-        "            if True:",
+        "counts = weight != 0.0",
+        "counts = weight == weight",
         "test_special_values.py::test_ignored_rows_are_never_read",
     ),
     mutant(
         "an ignored row has a gradient of 0: long rows",
         PART,
-        "fill_block(arithmetic, logits, n_vectors, factor_low)",
-        "fill_block(arithmetic, logits, n_vectors, factor)",
+        "fill_block(arithmetic, logits, n_vectors, splat_like(like, 0.0))",
+        "fill_block(arithmetic, logits, n_vectors, splat_like(like, 1.0))",
         "test_special_values.py::test_ignored_rows_are_never_read",
     ),
     mutant(
@@ -1636,14 +1696,14 @@ SPECIAL_VALUES = [
     mutant(
         "the gradient of a masked class is 0, whatever its logit: long rows",
         PART,
-        "fill_masked(arithmetic, plan, logits, 0.0, size, outer, inner, first_class, n)",
-        "pass",
+        "                choose(plan.mask != 0, lambda: None, zero)",
+        "                zero.args",
         "test_special_values.py::test_class_mask_hides_logits_that_are_changed",
     ),
     mutant(
         "smoothing spreads over the classes that are left",
         SPREAD,
-        "return plan.label_smoothing / max(left, 1)",
+        "return plan.label_smoothing / greatest(left, 1)",
         "return plan.label_smoothing / plan.n_classes",
         "test_properties.py::test_masked_class_equals_removed_class",
     ),
@@ -1661,15 +1721,15 @@ FORMULAS = [
     mutant(
         "z_loss adds s * lse**2",
         ROWS,
-        "loss = loss + plan.z_loss * lse * lse",
-        "loss = loss + plan.z_loss * lse",
+        "loss + plan.z_loss * lse * lse",
+        "loss + plan.z_loss * lse",
         "test_cross_entropy.py::test_each_option",
     ),
     mutant(
         "z_loss is not class-weighted",
         ROWS,
-        "loss = loss + plan.z_loss * lse * lse",
-        "loss = loss + select(target_mass == 0.0, splat_like(lse, 1.0), target_mass) * plan.z_loss * lse * lse",
+        "loss + plan.z_loss * lse * lse",
+        "loss + select(target_mass == 0.0, splat_like(lse, 1.0), target_mass) * plan.z_loss * lse * lse",
         "test_cross_entropy.py::test_any_combination_of_options",
     ),
     mutant(
@@ -1691,8 +1751,8 @@ FORMULAS = [
         "changed logits far from 0 keep their digits",
         BLOCK,
         "            store(storage, low_parts + VECTOR_BYTES * i, select(low == low, low, splat_like(low, 0.0)))\n"
-        "        store(storage, place, x)",
-        "            x = load(storage, place) - shift\n        store(storage, place, x)",
+        "            return x\n",
+        "            return load(storage, place) - shift\n",
         "test_special_values.py::test_changed_logits_far_from_zero",
     ),
     mutant(
@@ -1709,6 +1769,28 @@ FORMULAS = [
         "    ignored = load_wide(storage, table + ROW_WEIGHT) == 0.0",
         "    ignored = narrow(storage, load_wide(storage, table + ROW_WEIGHT)) == 0.0",
         "test_cross_entropy.py::test_a_small_sample_weight_is_not_none",
+    ),
+    *(
+        mutant(
+            f"kernels for plain calls are for calls without {option}",
+            DISPATCH,
+            f"{before}{condition}{behind}",
+            f"{before}True{behind}",
+            f"test_cross_entropy.py::test_each_option[{option}-indices-float32-none]",
+        )
+        for option, before, condition, behind in (
+            ("smoothing", "plain = ", "plan.label_smoothing == 0.0", " and plan.softcap"),
+            ("softcap", " and ", "plan.softcap is None", " and plan.logit_scale"),
+            ("logit_scale", " and ", "plan.logit_scale == 1.0", " and plan.class_mask"),
+            ("class_mask", " == 1.0 and ", "plan.class_mask is None", "\n"),
+        )
+    ),
+    mutant(
+        "logsumexp has a kernel that knows results near zero",
+        DISPATCH,
+        '"float64" if code == LOGSUMEXP else None',
+        "None",
+        "test_exactness.py::test_logsumexp_near_zero_keeps_its_relative_accuracy",
     ),
     mutant(
         "the gradient of logit_scale",
@@ -1727,15 +1809,15 @@ FORMULAS = [
     mutant(
         "sample_weight multiplies a row's loss",
         ROWS,
-        "select(nothing, nan, loss) * row_weight",
-        "select(nothing, nan, loss)",
+        "splat_like(zero, np.nan), loss) * row_weight",
+        "splat_like(zero, np.nan), loss)",
         "test_cross_entropy.py::test_sample_weight_counts_in_the_divisor_too",
     ),
     mutant(
         "weight multiplies a row's loss",
         ROWS,
-        "class_weight = load_double(plan.weight + 8 * chosen)",
-        "class_weight = 1.0",
+        "lambda: load_double(plan.weight + 8 * chosen)",
+        "lambda: 1.0",
         "test_properties.py::test_weights_are_a_multiplier",
     ),
     mutant(
@@ -1748,8 +1830,8 @@ FORMULAS = [
     mutant(
         "a logsumexp near zero is summed up again",
         ROWS,
-        "                if abs(value) < NEAR_ZERO:",
-        "                if abs(value) < 0.0:",
+        "abs(value) < NEAR_ZERO:",
+        "abs(value) < 0.0:",
         "test_exactness.py::test_logsumexp_near_zero_keeps_its_relative_accuracy",
     ),
     mutant(
@@ -1776,8 +1858,11 @@ FORMULAS = [
     mutant(
         "sums of float32 are carried in float64 between blocks",
         MERGE,
-        "high, error = two_sum(high, load_double(part + RECORD_STEP * PART_REST) * factor)",
-        "high, error = np.float64(np.float32(high + load_double(part + RECORD_STEP * PART_REST) * factor)), 0.0",
+        "        self.high.value, error = two_sum(self.high.value, number)",
+        (
+            "        rounded = (self.high.value + number) * 536870913.0\n"
+            "        self.high.value, error = rounded - (rounded - rounded / 536870913.0), 0.0"
+        ),
         "test_exactness.py::test_bounds_of_wide_rows",
     ),
     mutant(
@@ -1790,22 +1875,22 @@ FORMULAS = [
     mutant(
         "the gradient of a row sums to zero",
         ROWS,
-        "(elsewhere * e - target_mass * d) * factor",
-        "(elsewhere * e - target_mass * (d + e)) * factor",
+        "mass.elsewhere * sums.e - target_mass * sums.d",
+        "mass.elsewhere * sums.e - target_mass * (sums.d + sums.e)",
         "test_properties.py::test_gradient_rows_sum_to_zero",
     ),
     mutant(
         "log_softmax is never above zero",
         ROWS,
-        "log_sum = select(top == np.inf, top, select(near, core - below_top, far))",
-        "log_sum = select(top == np.inf, top, select(near, core - below_top, far) - 1e-6)",
+        "log_sum = select(top == np.inf, top, sums.log_sum)",
+        "log_sum = select(top == np.inf, top, sums.log_sum - 1e-6)",
         "test_properties.py::test_log_softmax_is_never_above_zero_and_softmax_never_above_one",
     ),
     mutant(
         "the loss is never below zero",
         ROWS,
-        "loss = select(target_mass == 0.0, zero, target_mass * log_ratio)",
-        "loss = select(target_mass == 0.0, zero, target_mass * (log_ratio - 1e-9))",
+        "own = select(target_mass == 0.0, zero, target_mass * sums.log_ratio)",
+        "own = select(target_mass == 0.0, zero, target_mass * (sums.log_ratio - 1e-9))",
         "test_properties.py::test_loss_is_never_below_zero",
     ),
     mutant(
@@ -1825,9 +1910,17 @@ FORMULAS = [
     mutant(
         "the order of the classes does not matter",
         BLOCK,
-        "    for i in range(n // 2):",
-        "    for i in range(n // 2 - 1):",
+        "    for pair in steps(first >> 1, n >> 1):",
+        "    for pair in steps(first >> 1, (n >> 1) - 1):",
         "test_properties.py::test_permutation_of_classes",
+    ),
+    mutant(
+        "the largest logit may be that of any class",
+        BLOCK,
+        "    for i in steps(0, n >> 1):",
+        "    for i in steps(0, (n >> 1) - 1):",
+        "test_special_values.py::test_table_in_full",
+        "test_exactness.py::TestBounds::test_softmax_family",
     ),
 ]
 
@@ -1835,8 +1928,8 @@ BITS = [
     mutant(
         "rows may come in any order",
         TILES,
-        "value = load_one(storage, source + class_stride * c + row_stride * row)",
-        "value = load_one(storage, source + class_stride * c + row_stride * min(row, 1))",
+        "load_one(storage, source + class_stride * c + row_stride * row)",
+        "load_one(storage, source + class_stride * c + row_stride * least(row, 1))",
         "test_properties.py::test_permutation_of_rows_changes_no_bit",
     ),
     mutant(
@@ -1844,15 +1937,16 @@ BITS = [
         ROWS,
         "inverse = 1.0 / total",
         "inverse = 1.0 / total\n"
-        "    if any_lane(total > 1.5 * 2.0 ** bias(storage)):\n        inverse = inverse * (1.0 + 2.0**-20)",
+        "    large = any_lane(total > 1.5 * 2.0 ** by_type(storage, BIAS_32, BIAS_64))\n"
+        "    inverse = inverse * select(large, 1.0 + 2.0**-20, 1.0)",
         "test_properties.py::test_a_row_alone_has_the_bits_it_has_in_a_batch",
         "test_properties.py::test_bits_of_a_row_do_not_depend_on_its_batch",
     ),
     mutant(
         "a row's bits do not depend on a row far from 0 beside it",
         PANEL,
-        "shift = select(far, m, splat_like(m, 0.0))",
-        "shift = m",
+        "return select(absolute(m) >= by_type(storage, FAR_32, FAR_64), m, zero)",
+        "far = any_lane(absolute(m) >= by_type(storage, FAR_32, FAR_64))\n    return choose(far, lambda: zero, lambda: m)",
         "test_properties.py::test_bits_of_a_row_do_not_depend_on_its_batch",
     ),
     mutant(
@@ -1889,8 +1983,8 @@ BITS = [
     mutant(
         "lines of each class: the first of a row of steps",
         TILES,
-        "            if not first or begin == place:",
-        "            if True:",
+        "            whole = ~first | (begin == place)",
+        "            whole = True",
         "test_walks.py::test_streamed_results_side_by_side_have_the_same_bits",
     ),
     mutant(
@@ -1910,21 +2004,21 @@ BITS = [
     mutant(
         "streamed results have the same bits: the first line",
         STREAM,
-        "    if first and before != 0:",
-        "    if before != 0:",
+        "    skipped = first & (before != 0)",
+        "    skipped = before != 0",
         "test_walks.py::test_streamed_results_have_the_same_bits",
     ),
     mutant(
         "streamed results have the same bits: the last line",
         STREAM,
-        "        if last:",
-        "        if False:",
+        "        choose(last, lambda: None, lambda: write_numbers(",
+        "        choose(False, lambda: None, lambda: write_numbers(",
         "test_walks.py::test_streamed_results_have_the_same_bits",
     ),
     mutant(
         "a kept call looks at write access",
         ENTRY,
-        "        and array_flags(result) & ARRAY_WRITEABLE != 0\n",
+        "        & (array_flags(result) & ARRAY_WRITEABLE != 0)\n",
         "",
         "test_errors.py::test_error",
     ),
@@ -1938,22 +2032,22 @@ BITS = [
     mutant(
         "a kept call looks at overlap",
         ENTRY,
-        "(apart == 0 or apart >= extent or -apart >= extent)",
-        "apart == apart",
+        "((apart == 0) | (apart >= extent) | (-apart >= extent))",
+        "(apart == apart)",
         "test_overlap.py::test_calls_that_are_kept_ready_look_at_memory_too",
     ),
     mutant(
         "a kept call looks at indices in the gradient",
         ENTRY,
-        " or not apart(target, target_bytes, array_data(grad), extent):",
-        ":",
+        " & apart(target, target_bytes, array_data(grad), extent)",
+        "",
         "test_overlap.py::test_calls_that_are_kept_ready_look_at_memory_too",
     ),
     mutant(
         "results in steps",
         TILES,
-        "store_one(storage, target + class_stride * c + row_stride * row, value)",
-        "store_one(storage, target + itemsize(storage) * c + row_stride * row, value)",
+        "store_one(storage, target + class_stride * c + row_stride * row, number)",
+        "store_one(storage, target + itemsize(storage) * c + row_stride * row, number)",
         "test_layouts.py::test_layout_of_the_outputs",
         "test_layouts.py::test_memory_between_strided_outputs_is_left_alone",
         "test_walks.py::test_bits_do_not_hang_on_the_layout_of_the_result",
@@ -1961,8 +2055,8 @@ BITS = [
     mutant(
         "nothing is written past the results",
         LINES,
-        "store(storage, end - stored * width, result_at(arithmetic, results, n - width))",
-        "store(storage, end - stored * (width - 1), result_at(arithmetic, results, n - width))",
+        "        place = select(overlapping, end - stored * width, line",
+        "        place = select(overlapping, end - stored * (width - 1), line",
         "test_layouts.py::test_memory_around_the_outputs_is_left_alone",
     ),
     mutant(
@@ -1977,9 +2071,9 @@ BITS = [
 MACHINE_CODE = [
     mutant(
         "kernels call no function of the C library",
-        MERGE,
-        "    return power_of_two(exponent)",
-        "    return 2.0**exponent",
+        "kernels/rows.py",
+        "            value = load_double(table + LOSS_VALUE + 8 * row)\n",
+        "            value = np.exp(load_double(table + LOSS_VALUE + 8 * row))\n",
         "test_machine_code.py::test_no_library_function_is_called",
     ),
     mutant(
@@ -2230,6 +2324,98 @@ SURROUNDINGS = [
     ),
 ]
 
+#: the general way and the kept calls where only one of them was looked at
+FIRST_AND_LATER_CALLS = [
+    mutant(
+        "None is get_num_threads(): a first call",
+        "lazy.py",
+        "    default: int = threads.get_num_threads()\n",
+        "    default: int = 1\n",
+        "test_walks.py::test_no_thread_count_is_the_set_one",
+    ),
+    mutant(
+        "y may use its memory again: a layer whose calls are not kept",
+        "layer.py",
+        "            owned is not None\n            and owned.grad.shape",
+        "            owned is None\n            and owned.grad.shape",
+        "test_layer.py::test_buffers_are_used_again",
+    ),
+    mutant(
+        "a first softmax that can be kept is run as one",
+        "dispatch.py",
+        "if kept is not None and kept(x, out) != REFUSED:",
+        "if False:",
+        "test_walks.py::test_a_small_softmax_is_kept_ready",
+    ),
+    mutant(
+        "the mean is a np.float64: a later call with a gradient",
+        "functions.py",
+        "LossAndGrad(np.float64(value), grad) if with_grad else np.float64(value)",
+        "LossAndGrad(value, grad) if with_grad else np.float64(value)",
+        "test_prepared.py::test_later_losses_are_of_the_type_of_the_first",
+    ),
+    mutant(
+        "the mean is a np.float64: a later call",
+        "functions.py",
+        "LossAndGrad(np.float64(value), grad) if with_grad else np.float64(value)",
+        "LossAndGrad(np.float64(value), grad) if with_grad else value",
+        "test_prepared.py::test_later_losses_are_of_the_type_of_the_first",
+    ),
+]
+
+#: what kernels are written with
+WRITTEN = [
+    mutant(
+        "formulas: the alternatives are in order",
+        "simd/symbols.py",
+        "            switch.add_case(ir.Constant(I64, i), block)",
+        "            switch.add_case(ir.Constant(I64, 1 - i), block)",
+        "test_symbols.py::test_choose_gives_the_chosen_one",
+    ),
+    mutant(
+        "formulas: constants take the type of the value",
+        "simd/symbols.py",
+        "symbol.type if self._prefer_literal else types.unliteral(symbol.type) for symbol",
+        "symbol.type for symbol",
+        "test_symbols.py::test_constants_take_the_type_of_the_value",
+    ),
+    mutant(
+        "formulas: of a condition the first alternative is for false",
+        "simd/symbols.py",
+        "        when_false, when_true = blocks",
+        "        when_true, when_false = blocks",
+        "test_symbols.py::test_what_is_not_chosen_is_not_run",
+    ),
+    mutant(
+        "formulas: a loop ends before its end",
+        "simd/symbols.py",
+        'builder.icmp_signed("<", number, stop), body, after',
+        'builder.icmp_signed("<=", number, stop), body, after',
+        "test_symbols.py::test_steps_are_a_loop",
+    ),
+    mutant(
+        "formulas: a named tuple stays one",
+        "simd/symbols.py",
+        "    return symbol.type.instance_class(*parts) if isinstance(symbol.type, types.BaseNamedTuple) else tuple(parts)",
+        "    return tuple(parts)",
+        "test_symbols.py::test_named_tuples_go_in_and_out",
+    ),
+    mutant(
+        "formulas: a storage decides while code is written",
+        "simd/choices.py",
+        "    for_float32 if as_symbol(storage).type.storage.arithmetic == types.float32 else for_float64",
+        "    for_float64 if as_symbol(storage).type.storage.arithmetic == types.float32 else for_float32",
+        "test_symbols.py::test_a_storage_decides_while_the_code_is_written",
+    ),
+    mutant(
+        "formulas: no branch on a value",
+        "simd/symbols.py",
+        '        raise TypeError("a formula can\'t branch on a value: use `select` or `choose`")',
+        "        return True",
+        "test_symbols.py::test_a_branch_on_a_value_is_refused",
+    ),
+]
+
 MUTANTS = (
     *DTYPES,
     *ARRAYS_IN,
@@ -2246,6 +2432,8 @@ MUTANTS = (
     *FORMULAS,
     *BITS,
     *MACHINE_CODE,
+    *WRITTEN,
+    *FIRST_AND_LATER_CALLS,
     *CACHE_ON_DISK,
     *SIZES,
     *MEMORY_KEPT,

@@ -248,3 +248,15 @@ def test_the_memory_of_y_is_used_again():
     before = layer.y
     layer.forward(x + 1, y)
     assert np.shares_memory(layer.y, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": np.arange(1.0, 11.0)}], ids=["kept", "not kept"])
+def test_buffers_are_used_again(options):
+    rng = np.random.default_rng(8)
+    layer = swl.SoftmaxWithLoss(**options)
+    places = []
+    for _ in range(4):
+        x, targets = rng.normal(size=(20, 10)).astype(np.float32), rng.integers(0, 10, 20)
+        layer.forward(x, targets)
+        places.append(layer.y.ctypes.data)
+    assert places[1:] == places[:-1]

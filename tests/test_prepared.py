@@ -57,7 +57,7 @@ def bits(result):
 @pytest.mark.parametrize("kind", ["indices", "int8", "one-hot", "probabilities"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kept_calls_give_the_same_bits(shape, dtype, kind, no_general_way):
+def test_kept_calls_give_the_same_bits(shape, dtype, kind, monkeypatch, no_general_way):
     logits, targets = problem(shape, dtype, kind)
     cases = [options for options in OPTIONS if kind in ("indices", "int8") or options.get("ignore_index", -1) < 0]
     layers = [swl.SoftmaxWithLoss(**options) for options in cases]
@@ -75,9 +75,13 @@ def test_kept_calls_give_the_same_bits(shape, dtype, kind, no_general_way):
         yield swl.log_softmax(logits, n_threads=2)
         yield swl.logsumexp(logits)
 
-    first = [bits(result) for result in all_results()]
+    with monkeypatch.context() as nothing_is_kept:
+        for keep in ("keep_loss", "keep_softmax"):
+            nothing_is_kept.setattr(dispatch, keep, lambda *arguments: None)
+        general = [bits(result) for result in all_results()]
+    assert [bits(result) for result in all_results()] == general, "the first calls of these shapes"
     no_general_way()
-    assert [bits(result) for result in all_results()] == first
+    assert [bits(result) for result in all_results()] == general
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -199,6 +203,26 @@ def test_negative_losses_are_no_refusals():
     place = logits.copy()
     assert bits(swl.cross_entropy_value_and_grad(place, targets, grad_out=place)) == bits(first)
     assert first.loss < 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_later_losses_are_of_the_type_of_the_first(shape):
+    logits, targets = problem(shape, np.float32, "indices")
+    layer = swl.SoftmaxWithLoss()
+    for _ in range(3):
+        assert type(swl.cross_entropy(logits, targets)) is np.float64
+        assert type(swl.cross_entropy_value_and_grad(logits, targets).loss) is np.float64
+        assert type(layer.forward(logits, targets)) is np.float64
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_infinite_loss_stays_infinite(shape):
+    """The rest of a compensated sum is NaN beside an infinite one."""
+    logits, targets = problem(shape, np.float32, "indices")
+    logits.reshape(-1, shape[-1])[1, targets.ravel()[1]] = -np.inf
+    for _ in range(3):
+        assert swl.cross_entropy(logits, targets) == np.inf
+        assert swl.cross_entropy_value_and_grad(logits, targets, reduction="sum").loss == np.inf
 
 
 def test_a_sum_that_is_too_large_is_infinite():
