@@ -11,7 +11,6 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase
 from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.typed_passes import (
-    InlineOverloads,
     IRLegalization,
     NativeLowering,
     NoPythonBackend,
@@ -22,7 +21,6 @@ from numba.core.untyped_passes import (
     DeadBranchPrune,
     FixupArgs,
     GenericRewrites,
-    InlineInlinables,
     IRProcessing,
     ReconstructSSA,
     RewriteSemanticConstants,
@@ -40,7 +38,6 @@ __all__ = [
     "compiled_address",
     "compiled_entry",
     "get_num_threads",
-    "inlined",
     "kernel_signature",
     "parallel_driver",
     "prange",
@@ -118,11 +115,9 @@ _PASSES = (
     RewriteSemanticConstants,
     DeadBranchPrune,
     GenericRewrites,
-    InlineInlinables,
     ReconstructSSA,
     NopythonTypeInference,
     PreLowerStripPhis,
-    InlineOverloads,
     IRLegalization,
 )
 
@@ -141,8 +136,6 @@ def _compiler(lowering):
     return Compiler
 
 
-#: a few statements that no formula can hold: put in place before types are known
-inlined = njit(inline="always", **_COMMON)
 #: what is long, or called from several places: a function in the machine code of each kernel
 routine = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_compiler(_RoutineLowering), **_COMMON)
 

@@ -9,7 +9,6 @@ log(1 + q) = 2 atanh(q / (2 + q)), minimax in the square, 2**-59 (Muller, Elemen
 import math
 
 import numpy as np
-from numba.extending import overload
 
 from fastswl.simd import (
     FLOAT64,
@@ -19,8 +18,10 @@ from fastswl.simd import (
     as_floats,
     as_numbers,
     by_type,
+    choose,
     fma,
     formula,
+    greatest,
     has_fma,
     lane,
     lanes,
@@ -433,37 +434,27 @@ def times_in_two(storage, a, a_low, b, b_low):
     return product, narrow(storage, rest_of_product(widen(a), widen(b), -wide)) + rest
 
 
+@formula
 def softcapped(storage, x, softcap, scale):
     """softcap * tanh(x / softcap) as a sum of two, and its derivative; it will be multiplied by `scale`."""
+    if by_type(storage, False, True):
+        tanh, tanh_low, slope = tanh_in_two(x, softcap)
+        z, z_low = times_in_two(storage, tanh, tanh_low, splat_like(x, softcap), splat_like(x, 0.0))
+        return z, z_low, slope
+    u = x * (1.0 / softcap)
+    # all in float64 without fma, where nothing is carried along, where squares might leave float32's range, and where an
+    # error of 2**-29 of a logit were one of several ulp of its exponential
+    serves = has_fma() & (softcap > 2.0**-40) & (softcap * greatest(scale, 1.0) <= 128.0)
+    small = absolute(u) <= select(serves, SMALL_TANH, -1.0)
+    z, z_low, slope = softcapped_near_zero(x, u, softcap)
 
+    def with_far():
+        tanh, wide_slope = tanh_and_slope(widen(x) * (1.0 / softcap))
+        far, far_low = split_float(storage, tanh * softcap)
+        # lane by lane, so that no number hangs on its neighbours
+        return select(small, z, far), select(small, z_low, far_low), select(small, slope, narrow(storage, wide_slope))
 
-@overload(softcapped, inline="always")
-def _softcapped(storage, x, softcap, scale):
-    if storage.storage.arithmetic.bitwidth == 32:
-
-        def cap(storage, x, softcap, scale):
-            u = x * (1.0 / softcap)
-            # all in float64 without fma, where nothing is carried along, where squares might leave float32's range, and where an
-            # error of 2**-29 of a logit were one of several ulp of its exponential
-            serves = has_fma() and softcap > 2.0**-40 and softcap * max(scale, 1.0) <= 128.0
-            small = absolute(u) <= (SMALL_TANH if serves else -1.0)
-            z, z_low, slope = softcapped_near_zero(x, u, softcap)
-            if any_lane(~small):
-                tanh, wide_slope = tanh_and_slope(widen(x) * (1.0 / softcap))
-                far, far_low = split_float(storage, tanh * softcap)
-                # lane by lane, so that no number hangs on its neighbours
-                z, z_low = select(small, z, far), select(small, z_low, far_low)
-                slope = select(small, slope, narrow(storage, wide_slope))
-            return z, z_low, slope
-
-    else:
-
-        def cap(storage, x, softcap, scale):
-            tanh, tanh_low, slope = tanh_in_two(x, softcap)
-            z, z_low = times_in_two(storage, tanh, tanh_low, splat_like(x, softcap), splat_like(x, 0.0))
-            return z, z_low, slope
-
-    return cap
+    return choose(any_lane(~small), lambda: (z, z_low, slope), with_far)
 
 
 @formula

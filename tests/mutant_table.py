@@ -1696,7 +1696,7 @@ SPECIAL_VALUES = [
     mutant(
         "the gradient of a masked class is 0, whatever its logit: long rows",
         PART,
-        "                choose(plan.mask != 0, lambda: None, zero)",
+        "                when(plan.mask != 0, zero)",
         "                zero.args",
         "test_special_values.py::test_class_mask_hides_logits_that_are_changed",
     ),
@@ -1758,8 +1758,8 @@ FORMULAS = [
     mutant(
         "a softcap may have any size",
         "vectormath.py",
-        "serves = has_fma() and softcap > 2.0**-40 and softcap * max(scale, 1.0) <= 128.0",
-        "serves = has_fma()",
+        "serves = has_fma() & (softcap > 2.0**-40) & (softcap * greatest(scale, 1.0) <= 128.0)",
+        "serves = has_fma() & (softcap > 0.0)",
         "test_special_values.py::test_a_softcap_of_any_size",
         "test_special_values.py::test_changed_logits_far_from_zero",
     ),
@@ -2011,8 +2011,8 @@ BITS = [
     mutant(
         "streamed results have the same bits: the last line",
         STREAM,
-        "        choose(last, lambda: None, lambda: write_numbers(",
-        "        choose(False, lambda: None, lambda: write_numbers(",
+        "        when(last, lambda: write_numbers(",
+        "        when(False, lambda: write_numbers(",
         "test_walks.py::test_streamed_results_have_the_same_bits",
     ),
     mutant(

@@ -28,6 +28,7 @@ from fastswl.simd import (
     splat_like,
     steps,
     store,
+    when,
     wide_zero,
     widen,
 )
@@ -108,7 +109,7 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
         place = place_of(pair)
         e = one(place, 2 * pair)
         add(e + one(place + VECTOR_BYTES, 2 * pair + 1))
-    choose((n & 1) != 0, lambda: None, lambda: add(one(place_of(n >> 1), n - 1)))
+    when((n & 1) != 0, lambda: add(one(place_of(n >> 1), n - 1)))
     return total.value, rest.value
 
 

@@ -29,6 +29,7 @@ from fastswl.simd import (
     store,
     store_one,
     store_streaming,
+    when,
 )
 
 #: scratch memory in which a vector that two pieces share is put together: itself and room on either side
@@ -67,7 +68,7 @@ def load_part(storage, target, source, class_stride, n):
             store(arithmetic, target + size * n, infinite)
             top.value = larger(tail, top.value)
 
-        choose(whole * width < n, lambda: None, rest)
+        when(whole * width < n, rest)
         for i in steps(0, whole):
             x = load(storage, source + class_stride * width * i)
             store(arithmetic, target + VECTOR_BYTES * i, x)
@@ -100,7 +101,7 @@ def part_maximum(storage, source, edge, n):
             place = VECTOR_BYTES * (whole - 1)
             store(storage, edge + place, load(storage, source + place))
 
-        choose(past > width, lambda: None, first_of_pair)
+        when(past > width, first_of_pair)
         # the last vector overlaps the one before
         store(storage, edge + VECTOR_BYTES * whole, infinite)
         store(storage, edge + size * (n - width), tail)
@@ -239,7 +240,7 @@ def write_tail(storage, results, first):
     def some():
         choose(overlapping | waiting, lambda: write_numbers(storage, results, first, n), vector)
 
-    choose(first < n, lambda: None, some)
+    when(first < n, some)
 
 
 @formula

@@ -59,6 +59,7 @@ from fastswl.simd import (
     store_wide,
     to_float64,
     to_int64,
+    when,
 )
 from fastswl.vectormath import two_sum
 
@@ -123,13 +124,13 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
             def of_any(i=i, own=of_row, other=of_part):
                 choose((plan.kind == INDEX_TARGETS) | (i == leader), other, own)
 
-            choose(place >= 0, lambda: None, of_any)
+            when(place >= 0, of_any)
 
             def even_mass(i=i):
                 own = smoothing_unit(plan) * weight_of_part(plan, i, part_classes)
                 store_double(parts + PART_BYTES * i + RECORD_STEP * PART_MASS, own)
 
-            choose(spread_evenly(plan), lambda: None, even_mass)
+            when(spread_evenly(plan), even_mass)
 
             def spread(i=i):
                 own = known(i, PART_MASS)
@@ -138,7 +139,7 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
                 mass.add(own)
                 distance.add(known(i, PART_DISTANCE) + select(own != 0.0, moved, 0.0))
 
-            choose(spread_wanted(plan), lambda: None, spread)
+            when(spread_wanted(plan), spread)
         away = distance.high.value
         away = select((away < np.inf) & (away > -np.inf), away + distance.low.value, away)
         for line, value in (
@@ -155,7 +156,7 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
         ):
             store_double(table + line + 8 * row, value)
         put = functools.partial(store_double, table + CLASS + 8 * row, chosen.value)
-        choose(plan.kind != INDEX_TARGETS, lambda: None, put)
+        when(plan.kind != INDEX_TARGETS, put)
         return False
 
     far = (shift == 0.0) & finite & ((top >= limit) | (top <= -limit))
@@ -172,7 +173,7 @@ def settle_rows(storage, plan, table):
     def even_mass():
         store_wide(storage, table + SPREAD_MASS, splat_like(top, smoothing_unit(plan) * plan.weight_total))
 
-    choose(spread_evenly(plan), lambda: None, even_mass)
+    when(spread_evenly(plan), even_mass)
     shift = load_wide(storage, table + SHIFT)
     poisoned = (rest != rest) & (top < np.inf)
     store_wide(storage, table + TOP, select(poisoned, splat_like(top, np.nan), top + shift))

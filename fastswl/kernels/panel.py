@@ -6,7 +6,7 @@ innermost (the strided walk: neighbouring rows lie side by side and are loaded a
 
 import numpy as np
 
-from fastswl.compilation import block_kernel, inlined, routine
+from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.block import (
     FAR_32,
     FAR_64,
@@ -88,6 +88,7 @@ from fastswl.simd import (
     load_one,
     load_wide,
     narrow,
+    quotient,
     result_of,
     select,
     splat_like,
@@ -98,6 +99,7 @@ from fastswl.simd import (
     store_wide,
     to_float64,
     to_int64,
+    when,
     wide_zero,
     widen,
     word,
@@ -205,13 +207,18 @@ def reference_of_rows(storage, table):
     return m, magic, lowest
 
 
-@inlined
+@formula
 def what_is_next(storage, plan, source):
     """The lines of the next tile, where rows follow each other; those of the next step, where they lie side by side."""
-    if plan.logits_inner == itemsize(storage):
-        rows_ahead = STRIDED_AHEAD // plan.n_classes
-        return Ahead(source + itemsize(storage) * plan.tile_rows, plan.logits_class, least(rows_ahead, FAR_AHEAD))
-    return Ahead(source + plan.logits_inner * lanes(storage), word(VECTOR_BYTES), word(FAR_AHEAD))
+
+    def next_step():
+        far = least(quotient(STRIDED_AHEAD, plan.n_classes), FAR_AHEAD)
+        return Ahead(source + itemsize(storage) * plan.tile_rows, plan.logits_class, far)
+
+    def next_tile():
+        return Ahead(source + plan.logits_inner * lanes(storage), VECTOR_BYTES, FAR_AHEAD)
+
+    return choose(plan.logits_inner == itemsize(storage), next_tile, next_step)
 
 
 @routine
@@ -347,7 +354,7 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
                 own = to_float64(load_one(storage, mass - tile + place))
                 store_double(table + SPREAD_AT_TARGET + 8 * row, own)
 
-            choose((place != 0) & ~own_mass_is_known, lambda: None, keep_mass)
+            when((place != 0) & ~own_mass_is_known, keep_mass)
 
     choose((n_classes <= COMPARED_CLASSES) & own_mass_is_known, by_row, by_class)
 

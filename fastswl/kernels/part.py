@@ -112,6 +112,7 @@ from fastswl.simd import (
     store_one,
     to_float64,
     to_int64,
+    when,
     wide_zero,
     word,
 )
@@ -287,7 +288,7 @@ def leave_out_of_part(
             store(storage, logits + offset, load(storage, source + offset))
             store(storage, logits + offset + VECTOR_BYTES, load(storage, source + offset + VECTOR_BYTES))
 
-        choose(pair < copied, lambda: None, bring_pair)
+        when(pair < copied, bring_pair)
         logit = load_one(storage, place)
         x = splat_like(m, logit)
 
@@ -310,7 +311,7 @@ def leave_out_of_part(
 
         uneven = (plan.kind == INDEX_TARGETS) & spread_wanted(plan) & ~spread_evenly(plan)
         if low_parts is not None:
-            choose(uneven, lambda: None, keep_mass)
+            when(uneven, keep_mass)
         return (pair, *found)
 
     pair, apart, apart_low, apart_exp = choose(chosen >= 0, lambda: (-1, -np.inf, 0.0, 0.0), taken_out)
@@ -329,7 +330,7 @@ def finish_sums(storage, plan, part, step, logits, high, low, chosen, apart, apa
     store_double(part + step * PART_REST_LOW, total_low)
     restored = select(plan.operation == LOG_SOFTMAX, apart, apart_exp)
     put_back = functools.partial(store_one, storage, logits + itemsize(storage) * chosen, restored)
-    choose(chosen >= 0, lambda: None, put_back)
+    when(chosen >= 0, put_back)
 
 
 @routine
@@ -409,7 +410,7 @@ def finish_part(
         def softmax_of_ignored():
             store_part(results, logits, softmax_place(plan, outer, inner, first_class), plan.softmax_class, n)
 
-        choose(plan.softmax != 0, lambda: None, softmax_of_ignored)
+        when(plan.softmax != 0, softmax_of_ignored)
 
     def of_log_softmax():
         shift_logarithms(arithmetic, logits, n_vectors, number(REFERENCE), number(LOG_SUM))
@@ -427,7 +428,7 @@ def finish_part(
             store_part(results, probabilities, softmax_place(plan, outer, inner, first_class), plan.softmax_class, n)
 
         def of_loss():
-            choose(plan.softmax != 0, lambda: None, softmax_beside)
+            when(plan.softmax != 0, softmax_beside)
             factor.value, factor_low.value = number(SCALE, below.value), number(SCALE_LOW, below.value)
 
         choose(plan.operation == SOFTMAX, of_loss, of_softmax)
@@ -473,19 +474,19 @@ def finish_part(
                 value = load_double(table + TARGET_GRADIENT + 8 * row) * slope
                 store_one(arithmetic, logits + size * chosen, value)
 
-            choose((chosen >= 0) & ~placed, lambda: None, at_target)
+            when((chosen >= 0) & ~placed, at_target)
             if target_storage is not None:
                 zero = functools.partial(fill_masked, arithmetic, plan, logits, 0.0, size, outer, inner, first_class, n)
-                choose(plan.mask != 0, lambda: None, zero)
+                when(plan.mask != 0, zero)
             scaled.value = False
 
         masked = False if target_storage is None else plan.mask != 0
-        choose(~placed | masked, lambda: None, in_place)
+        when(~placed | masked, in_place)
 
-    choose((plan.operation == LOSS) & scaled.value, lambda: None, gradient)
+    when((plan.operation == LOSS) & scaled.value, gradient)
 
     def in_steps():
-        choose(scaled.value, lambda: None, lambda: finish_in_place(arithmetic, done))
+        when(scaled.value, lambda: finish_in_place(arithmetic, done))
         store_part(results, logits, out, plan.out_class, n)
         return no_results(arithmetic, target_storage)
 
@@ -547,5 +548,5 @@ def place_target(storage, plan, table, row, exponentials, mass, mass_moves, beta
         return -rest / below, True
 
     value, serves = choose(spread_wanted(plan) | (plan.z_loss != 0.0), of_others, of_all)
-    choose(serves, lambda: None, functools.partial(store_one, storage, exponentials + size * chosen, value))
+    when(serves, functools.partial(store_one, storage, exponentials + size * chosen, value))
     return serves

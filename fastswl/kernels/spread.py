@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from fastswl.compilation import inlined, routine
+from fastswl.compilation import routine
 from fastswl.kernels.block import FAR_AHEAD, mass_and_distance, mass_in_pairs, no_mass, settled
 from fastswl.kernels.lines import load_part, vectors_of
 from fastswl.kernels.plan import PROBABILITY_TARGETS, spread_evenly
@@ -49,6 +49,7 @@ from fastswl.simd import (
     store_int64,
     store_one,
     store_wide,
+    when,
     widen,
     word,
 )
@@ -61,7 +62,7 @@ def fill_masked(storage, plan, block, value, class_step, outer, inner, first_cla
     place = plan.mask + outer * plan.mask_outer + inner * plan.mask_inner + first_class * plan.mask_class
     for c in steps(0, n):
         masked = load_integer(place + plan.mask_class * c, 8, False) == 0
-        choose(masked, lambda: None, functools.partial(store_one, storage, block + class_step * c, value))
+        when(masked, functools.partial(store_one, storage, block + class_step * c, value))
 
 
 @formula
@@ -299,10 +300,11 @@ def spread_of_part(
     store_double(part + step * PART_DISTANCE, distance_sum)
 
 
-@inlined
+@formula
 def sum_one(storage, total):
-    if any_lane(absolute(total) == np.inf):
-        # a compensated sum of infinities is NaN
-        return plain_total_of_lanes(storage, total)
-    high, low = total_of_lanes(storage, total, splat_like(total, 0.0))
-    return high + low
+    def finite():
+        high, low = total_of_lanes(storage, total, splat_like(total, 0.0))
+        return high + low
+
+    # (a compensated sum of infinities is NaN)
+    return choose(any_lane(absolute(total) == np.inf), finite, lambda: plain_total_of_lanes(storage, total))

@@ -7,7 +7,6 @@ for the next tile. Only the first and the last line of a block are written numbe
 
 from fastswl.simd import (
     FLOAT32,
-    choose,
     formula,
     greatest,
     itemsize,
@@ -20,6 +19,7 @@ from fastswl.simd import (
     store,
     store_one,
     store_streaming,
+    when,
 )
 
 #: bytes of a line, and of a float32 vector, by which lines are moved whatever they hold
@@ -52,7 +52,7 @@ def flush(storage, buffer, target, n, first, last):
     def head():
         write_numbers(storage, target, buffer + before, least(n, (LINE_BYTES - before) >> log2_of(size)))
 
-    choose(skipped, lambda: None, head)
+    when(skipped, head)
     done = select(skipped, LINE_BYTES, 0)
     line, source = target - before + done, buffer + done
     n_lines = greatest(end - line, 0) >> log2_of(LINE_BYTES)
@@ -61,7 +61,7 @@ def flush(storage, buffer, target, n, first, last):
 
     def tail():
         # from the line's begin: what an earlier tile of the block left there waits, too
-        choose(last, lambda: None, lambda: write_numbers(storage, line, source, (end - line) >> log2_of(size)))
+        when(last, lambda: write_numbers(storage, line, source, (end - line) >> log2_of(size)))
         store(FLOAT32, buffer, load(FLOAT32, source))
 
-    choose(line < end, lambda: None, tail)
+    when(line < end, tail)

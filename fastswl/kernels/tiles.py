@@ -25,6 +25,7 @@ from fastswl.simd import (
     store_one,
     transpose_in,
     transpose_out,
+    when,
     wide_zero,
 )
 
@@ -179,12 +180,12 @@ def stream_together(storage, plan, table, tiles, target, waiting, first, last):
                 e = load(arithmetic, table + plan.tile_bytes * k + TABLE_BYTES + VECTOR_BYTES * c)
                 store(storage, own + (place & (LINE_BYTES - 1)) + vector * k, e)
                 at_an_end = (first & (k < ends)) | (last & (k >= tiles - ends))
-                choose(at_an_end, lambda: None, functools.partial(store, storage, place + vector * k, e))
+                when(at_an_end, functools.partial(store, storage, place + vector * k, e))
         for c in steps(first_class, end):
             own = lines + room * (c - first_class)
             place = target + plan.out_class * c
             begin = place - (place & (LINE_BYTES - 1))
             whole = ~first | (begin == place)
-            choose(whole, lambda: None, functools.partial(write_lines, begin, own, 1))
+            when(whole, functools.partial(write_lines, begin, own, 1))
             write_lines(begin + LINE_BYTES, own + LINE_BYTES, n_lines - 1)
             store(FLOAT32, waiting + LINE_BYTES * c, load(FLOAT32, own + LINE_BYTES * n_lines))

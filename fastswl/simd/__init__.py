@@ -27,6 +27,7 @@ from fastswl.simd.arithmetic import (
     polynomial,
     power_of_two,
     put_in_place,
+    quotient,
     select,
     splat_like,
     stays_a_function,
@@ -66,7 +67,7 @@ from fastswl.simd.memory import (
     word,
 )
 from fastswl.simd.operators import splat
-from fastswl.simd.symbols import Running, choose, formula, steps
+from fastswl.simd.symbols import Running, choose, formula, steps, when
 from fastswl.simd.tiles import columns_in_group, interleave, separate, transpose_in, transpose_out
 from fastswl.simd.types import (
     FLOAT32,
@@ -148,6 +149,7 @@ __all__ = [
     "prefetch",
     "prefetch_second_level",
     "put_in_place",
+    "quotient",
     "result_of",
     "same_arithmetic",
     "same_storage",
@@ -170,6 +172,7 @@ __all__ = [
     "to_int64",
     "transpose_in",
     "transpose_out",
+    "when",
     "wide_zero",
     "widen",
     "word",

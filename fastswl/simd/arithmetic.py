@@ -105,6 +105,12 @@ def select(typingctx, mask, a, b):
     return vector(mask, vector, vector), codegen
 
 
+@intrinsic
+def quotient(typingctx, a, b):
+    """`a // b` of positive integers."""
+    return types.int64(types.int64, types.int64), lambda context, builder, sig, args: builder.sdiv(*args)
+
+
 def log2_of(size):
     """The logarithm of a power of two that is known while the code is written, for shifts."""
     return size.bit_length() - 1

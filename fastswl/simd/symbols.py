@@ -6,7 +6,7 @@ intrinsics of symbols write instructions, and what does not hang on a symbol (`i
 halves) is Python's, and done when the code is written. (First calls: 8.2 to 1.4 s, with kernels of their own for calls without
 options.)
 
-What hangs on a number is for `select` (both sides are worked out) or `choose` (one is); `steps` is a loop, in which
+What hangs on a number is for `select` (both sides are worked out) or `choose` and `when` (one is); `steps` is a loop, in which
 `Running` values go from one round to the next. All else, walks over blocks above all, is Numba's.
 """
 
@@ -185,6 +185,11 @@ def choose(which, *alternatives):
     for _, value, block in results:
         phi.add_incoming(value, block)
     return _unpacked(Symbol(results[0][0], phi))
+
+
+def when(condition, action):
+    """Run `action`, a function without arguments, if the condition holds."""
+    choose(condition, lambda: None, action)
 
 
 def steps(first, end, step=1):
