@@ -56,6 +56,11 @@ def _before() -> None:
     if compiler is not None:
         compiler.global_compiler_lock.acquire()
         _held.append(compiler.global_compiler_lock)
+    # a thread that frees compiled code holds LLVM's lock alone (a fork at that moment left a child in which nothing could be compiled)
+    llvm: Any = sys.modules.get("llvmlite.binding.ffi")
+    if llvm is not None:
+        llvm.lib._lock._lock.acquire()
+        _held.append(llvm.lib._lock._lock)
     if _layer() == "tbb":
         current = threading.current_thread()
         others = any(thread is not current and thread.is_alive() for thread in list(_callers))

@@ -51,6 +51,11 @@ def test_fork_while_compiling(tmp_path):
 
 
 @needs_fork
+def test_fork_while_compiled_code_is_freed(tmp_path):
+    run("fork_while_freeing", NUMBA_CACHE_DIR=str(tmp_path))
+
+
+@needs_fork
 def test_workers_of_a_server_forked_before_the_first_request():
     run("prefork_server", NUMBA_NUM_THREADS="2")
 
