@@ -30,7 +30,7 @@ from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS
 from fastswl.kernels.split import DESCRIBE, FINISH, MERGE, SUM_UP
 from fastswl.kernels.targets import INDEX_CODES
 from fastswl.prepared import exact_sum, keep_loss, keep_softmax, total_of_blocks
-from fastswl.running import PARALLEL_ELEMENTS, Storages, address_of, kernel_address, packed_plan, run_kernel
+from fastswl.running import Storages, address_of, kernel_address, packed_plan, run_kernel
 from fastswl.simd import STORAGES
 from fastswl.walks import Options, Route, find_route, pack_fixed
 
@@ -89,7 +89,7 @@ def _walk_over(route: Route, storages: Storages, words: list[Any], n_threads: in
         partials.append(sums)
         words[_PLACE["partials"]] = address_of(sums)
     words[_PLACE["phase"]] = 0
-    if route.n_rows * route.fields["n_classes"] < PARALLEL_ELEMENTS:
+    if not route.parallel:
         n_threads = 1
     kernel = kernel_address(route.walk.name, *storages)
     run_kernel(kernel, packed_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, n_threads)

@@ -22,7 +22,7 @@ from fastswl.arguments import (
 )
 from fastswl.kernels.entry import small_loss, small_softmax
 from fastswl.kernels.plan import BEHIND_PLAN, CHANGING, CHANGING_LAYOUT, Plan
-from fastswl.running import PARALLEL_ELEMENTS, Storages, address_of, kernel_address, run_kernel_at
+from fastswl.running import Storages, address_of, kernel_address, run_kernel_at
 from fastswl.walks import Route
 
 Array = npt.NDArray[Any]
@@ -70,12 +70,12 @@ def _keep(key: tuple[Any, ...], storages: Storages, route: Route, entry: Any, lo
     words: list[Any] = [0] * CHANGING
     words[Plan._fields.index("weight_total")] = route.fields["n_classes"]
     packed = CHANGING_LAYOUT.pack(*words) + route.fixed
-    if route.n_blocks == 1 and logits.size < PARALLEL_ELEMENTS and route.walk.scratch_bytes <= HELD_BYTES:
+    if route.n_blocks == 1 and not route.parallel and route.walk.scratch_bytes <= HELD_BYTES:
         if not _GIL:
             return None
         call = prepared[key] = _one_block(kernel, packed, route, entry(), logits.nbytes, more)
         return call
-    prepared[*key, "in blocks"] = _in_blocks(kernel, packed, route, entry(), logits, more)
+    prepared[*key, "in blocks"] = _in_blocks(kernel, packed, route, entry(), logits.nbytes, more)
     return None
 
 
@@ -90,10 +90,9 @@ def _one_block(kernel: int, packed: bytes, route: Route, entry: Any, extent: int
     return call
 
 
-def _in_blocks(kernel: int, packed: bytes, route: Route, entry: Any, logits: Array, more: tuple[int, ...]) -> Any:
+def _in_blocks(kernel: int, packed: bytes, route: Route, entry: Any, extent: int, more: tuple[int, ...]) -> Any:
     """Make the same for several blocks, or one that is large, without the GIL: each call has a plan of its own."""
-    extent, n_blocks, scratch_bytes = logits.nbytes, route.n_blocks, route.walk.scratch_bytes
-    serial = logits.size < PARALLEL_ELEMENTS
+    n_blocks, scratch_bytes, serial = route.n_blocks, route.walk.scratch_bytes, not route.parallel
     is_loss = len(more) > 0
     template = np.zeros(BEHIND_PLAN + 16 * n_blocks * is_loss, np.uint8)
     template[: len(packed)] = np.frombuffer(packed, np.uint8)

@@ -18,8 +18,6 @@ from fastswl.kernels.row import row_walk
 from fastswl.kernels.scan import scan_targets
 from fastswl.kernels.split import split_walk
 
-#: elements below which no parallel region is started
-PARALLEL_ELEMENTS = 32768
 _DATA = object.__basicsize__
 _KERNELS = {"panel": panel_walk, "strided": panel_walk, "row": row_walk, "split": split_walk, "scan": scan_targets}
 #: of the logits, and of the targets: None for calls without options, whose kernels leave out what these need

@@ -575,16 +575,16 @@ THREAD_COUNTS = [
     ),
     mutant(
         "small work starts no parallel region",
-        RUNNING,
-        "PARALLEL_ELEMENTS = 32768",
-        "PARALLEL_ELEMENTS = 0",
+        "walks.py",
+        "PARALLEL_ELEMENTS, ROW_ELEMENTS = 40000, 16",
+        "PARALLEL_ELEMENTS, ROW_ELEMENTS = 0, 16",
         "test_walks.py::test_small_work_starts_no_parallel_region",
     ),
     mutant(
         "large work is shared",
-        RUNNING,
-        "PARALLEL_ELEMENTS = 32768",
-        "PARALLEL_ELEMENTS = 1 << 40",
+        "walks.py",
+        "PARALLEL_ELEMENTS, ROW_ELEMENTS = 40000, 16",
+        "PARALLEL_ELEMENTS, ROW_ELEMENTS = 1 << 40, 16",
         "test_walks.py::test_large_work_is_shared_and_one_thread_is_one_thread",
     ),
 ]
@@ -1316,7 +1316,7 @@ OPTIONS = [
     mutant(
         "a kept call holds little memory",
         "prepared.py",
-        " and logits.size < PARALLEL_ELEMENTS and route.walk.scratch_bytes <= HELD_BYTES:",
+        " and not route.parallel and route.walk.scratch_bytes <= HELD_BYTES:",
         ":",
         "test_prepared.py::test_what_is_kept_holds_little_memory",
     ),
@@ -1927,10 +1927,24 @@ FORMULAS = [
 BITS = [
     mutant(
         "rows may come in any order",
+        "simd/tiles.py",
+        'builder.icmp_signed("<", number, count), address, elsewhere',
+        'builder.icmp_signed("<", ir.Constant(I64, row + 1), count), address, elsewhere',
+        "test_properties.py::test_permutation_of_rows_changes_no_bit",
+    ),
+    mutant(
+        "rows may come in any order: number by number",
         TILES,
         "load_one(storage, source + class_stride * c + row_stride * row)",
         "load_one(storage, source + class_stride * c + row_stride * least(row, 1))",
-        "test_properties.py::test_permutation_of_rows_changes_no_bit",
+        "test_exactness.py::TestBounds::test_softmax_family[normal_1-2-float32-rows]",
+    ),
+    mutant(
+        "what is in lanes without a row is written nowhere",
+        TILES,
+        "target + class_stride * c, row_stride, count, room)",
+        "target + class_stride * c, row_stride, count, target)",
+        "test_exactness.py::TestBounds::test_softmax_family[normal_1-10-float32-rows]",
     ),
     mutant(
         "a row's bits do not depend on the other rows",
@@ -2286,6 +2300,13 @@ SURROUNDINGS = [
         "        compiler.global_compiler_lock.acquire()\n        _held.append(compiler.global_compiler_lock)\n",
         "        pass\n",
         "test_embedding.py::test_fork_while_compiling",
+    ),
+    mutant(
+        "a fork waits for LLVM",
+        FORKS,
+        "        llvm.lib._lock._lock.acquire()\n        _held.append(llvm.lib._lock._lock)\n",
+        "        pass\n",
+        "test_embedding.py::test_fork_while_compiled_code_is_freed",
     ),
     mutant(
         "a child lets go of the locks that the fork took",

@@ -41,7 +41,7 @@ def pick(which, a, b):
 @formula
 def clamped(number):
     """A choice between a value and constants: of the value's type, whatever the constants are."""
-    return select(number < 0, -1, select(number > 9, 9, number))
+    return select(number < 0, -1, select(number <= 9, number, 9)) + 0.5
 
 
 @formula
@@ -90,7 +90,7 @@ def test_constants_take_the_type_of_the_value():
     def all_of_them():
         return [clamped(i) for i in (-5, 3, 12)]
 
-    assert all_of_them() == [-1, 3, 9]
+    assert all_of_them() == [-0.5, 3.5, 9.5]
 
 
 def test_what_is_not_chosen_is_not_run():
