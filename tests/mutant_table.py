@@ -1358,8 +1358,8 @@ OPTIONS = [
     mutant(
         "an infinite loss of a kept call stays infinite",
         ENTRY,
-        "total + select(finite, load_double(place + 8), 0.0)",
-        "total + load_double(place + 8)",
+        "return settled(load_double(words + BEHIND_PLAN), load_double(words + BEHIND_PLAN + 8)) / divisor",
+        "return (load_double(words + BEHIND_PLAN) + load_double(words + BEHIND_PLAN + 8)) / divisor",
         "test_prepared.py::test_an_infinite_loss_stays_infinite[shape0]",
         "test_prepared.py::test_an_infinite_loss_stays_infinite[shape1]",
     ),

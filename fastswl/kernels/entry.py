@@ -4,11 +4,11 @@ All that does not change between calls of the same shapes stands in a plan that 
 in and what can differ between arrays of the same shape is looked at: alignment, write access, overlap. One block is run at once.
 """
 
-import numpy as np
 from numba import types
 
 from fastswl.arguments import REFUSED
 from fastswl.compilation import python_entry, routine
+from fastswl.kernels.block import settled
 from fastswl.kernels.plan import (
     BEHIND_PLAN,
     LOGITS_WORD,
@@ -120,14 +120,6 @@ def small_softmax(kernel, words, scratch, extent, x, out):
 
 
 @formula
-def total_of_block(place):
-    """The sum of the losses of a block; the rest of an infinite sum is NaN."""
-    total = load_double(place)
-    finite = (total < np.inf) & (total > -np.inf)
-    return total + select(finite, load_double(place + 8), 0.0)
-
-
-@formula
 def fits_loss(plan, extent, logits, targets, grad, probabilities):
     """Whether arrays of the shapes of a plan are places that a kernel can read and write."""
     target, target_bytes = array_data(targets), plan.targets_inner * plan.n_inner
@@ -178,4 +170,4 @@ def small_loss(kernel, words, scratch, extent, is_mean, logits, targets, grad, p
     if kernel == 0:
         return divisor
     call_kernel(kernel, words, scratch, 0, 1)
-    return total_of_block(words + BEHIND_PLAN) / divisor
+    return settled(load_double(words + BEHIND_PLAN), load_double(words + BEHIND_PLAN + 8)) / divisor

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from fastswl.kernels.block import FAR_32, FAR_64
+from fastswl.kernels.block import FAR_32, FAR_64, settled
 from fastswl.kernels.plan import INDEX_TARGETS, LOSS, spread_evenly, spread_wanted
 from fastswl.kernels.record import (
     PART_APART,
@@ -140,8 +140,7 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
                 distance.add(known(i, PART_DISTANCE) + select(own != 0.0, moved, 0.0))
 
             when(spread_wanted(plan), spread)
-        away = distance.high.value
-        away = select((away < np.inf) & (away > -np.inf), away + distance.low.value, away)
+        away = settled(distance.high.value, distance.low.value)
         for line, value in (
             (TOP, select(poisoned, np.nan, top + shift)),
             (REFERENCE, m),
