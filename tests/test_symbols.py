@@ -10,6 +10,8 @@ from numba.core.errors import TypingError
 from fastswl.simd import (
     FLOAT32,
     FLOAT64,
+    SideBySide,
+    any_lane,
     by_type,
     choose,
     fma,
@@ -146,3 +148,49 @@ def test_a_branch_on_a_value_is_refused():
 
     with pytest.raises((TypeError, TypingError), match="can't branch on a value: use `select` or `choose`"):
         run(1)
+
+
+@formula
+def of_one(x, y):
+    return fma(x, 0.5, -y) + select(x < y, 2.0 - x, y * x)
+
+
+@formula
+def of_three(source, target):
+    places = [source + 64 * i for i in range(3)]
+    x = SideBySide(*(load(FLOAT32, place) for place in places))
+    y = load(FLOAT32, source + 64 * 3)
+    results = of_one(x, y)
+    for i, (result, place) in enumerate(zip(results, places, strict=True)):
+        store(FLOAT32, target + 64 * i, result)
+        store(FLOAT32, target + 64 * (3 + i), of_one(load(FLOAT32, place), y))
+
+
+@formula
+def are_less(source):
+    """Of two vectors side by side, compared with a third, and not."""
+    both = SideBySide(load(FLOAT32, source), load(FLOAT32, source + 64))
+    first, second = both < load(FLOAT32, source + 128)
+    above, not_second = ~(load(FLOAT32, source + 128) > both)
+    return any_lane(first), any_lane(second), any_lane(above), any_lane(not_second)
+
+
+def test_vectors_side_by_side_go_through_the_same_steps():
+    @njit
+    def run(source, target):
+        of_three(source, target)
+
+    numbers = np.random.default_rng(0).normal(0, 1, 64).astype(np.float32)
+    results = np.zeros((6, 16), np.float32)
+    run(numbers.ctypes.data, results.ctypes.data)
+    np.testing.assert_array_equal(results[:3], results[3:])
+    assert len(np.unique(results[:3])) == 48
+
+
+def test_comparisons_of_vectors_side_by_side():
+    @njit
+    def run(source):
+        return are_less(source)
+
+    numbers = np.repeat(np.float32([1.0, 3.0, 2.0]), 16)
+    assert run(numbers.ctypes.data) == (True, False, False, True)

@@ -14,6 +14,7 @@ from fastswl.simd.arithmetic import (
     any_lane,
     as_bits,
     as_floats,
+    as_it_is,
     as_numbers,
     broadcast,
     first_lane,
@@ -47,6 +48,7 @@ from fastswl.simd.choices import (
     result_of,
     same_arithmetic,
     same_storage,
+    vectors_side_by_side,
 )
 from fastswl.simd.memory import (
     load,
@@ -67,7 +69,7 @@ from fastswl.simd.memory import (
     word,
 )
 from fastswl.simd.operators import splat
-from fastswl.simd.symbols import Running, choose, formula, steps, when
+from fastswl.simd.symbols import Running, SideBySide, choose, formula, steps, when
 from fastswl.simd.tiles import columns_in_group, interleave, separate, transpose_in, transpose_out
 from fastswl.simd.types import (
     FLOAT32,
@@ -106,6 +108,7 @@ __all__ = [
     "VECTOR_BYTES",
     "ArrayObject",
     "Running",
+    "SideBySide",
     "Storage",
     "StorageType",
     "Vector",
@@ -117,6 +120,7 @@ __all__ = [
     "array_flags",
     "as_bits",
     "as_floats",
+    "as_it_is",
     "as_numbers",
     "broadcast",
     "by_type",
@@ -172,6 +176,7 @@ __all__ = [
     "to_int64",
     "transpose_in",
     "transpose_out",
+    "vectors_side_by_side",
     "when",
     "wide_zero",
     "widen",

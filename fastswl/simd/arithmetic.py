@@ -3,7 +3,6 @@
 import llvmlite.ir as ir
 from numba.core import cgutils, types
 
-from fastswl.simd.operators import splat
 from fastswl.simd.symbols import formula, intrinsic
 from fastswl.simd.types import I1, I32, I64, Vector, target_has
 
@@ -50,26 +49,13 @@ def _call_intrinsic(builder, name, llvm_type, args):
     return builder.call(function, args)
 
 
-@intrinsic
-def polynomial(typingctx, x, coefficients):
+@formula
+def polynomial(x, coefficients):
     """Horner's rule with `fma`; coefficients (a tuple of float64) from the highest power down to the constant."""
-
-    def codegen(context, builder, sig, args):
-        x_value, packed = args
-        fused = target_has(context, "fma")
-        result = None
-        for i in range(coefficients.count):
-            scalar = context.cast(builder, builder.extract_value(packed, i), types.float64, x.element)
-            term = splat(builder, scalar, x.lanes)
-            if result is None:
-                result = term
-            elif fused:
-                result = _call_intrinsic(builder, "llvm.fma", term.type, [result, x_value, term])
-            else:
-                result = builder.fadd(builder.fmul(result, x_value), term)
-        return result
-
-    return x(x, coefficients), codegen
+    result, *others = coefficients
+    for coefficient in others:
+        result = fma(result, x, coefficient)
+    return result
 
 
 @intrinsic
@@ -82,6 +68,16 @@ def power_of_two(typingctx, exponent):
         return builder.bitcast(bits, ir.DoubleType())
 
     return types.float64(types.float64), codegen
+
+
+@intrinsic
+def as_it_is(typingctx, number):
+    """The same whole number, of which LLVM knows nothing: it does not make it from others again."""
+
+    def codegen(context, builder, sig, args):
+        return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", args, side_effect=False)
+
+    return types.int64(types.int64), codegen
 
 
 @intrinsic

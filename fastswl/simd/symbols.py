@@ -68,6 +68,9 @@ def _operation(function):
     emit, result_element = EMITTERS[function]
 
     def forward(a, b):
+        if isinstance(b, SideBySide):
+            # its own operator is for this
+            return NotImplemented
         type_ = _common_type(a, b)
         element = getattr(type_, "element", type_)
         value = emit(_Writer.builder, element, _as_type(a, type_), _as_type(b, type_))
@@ -78,16 +81,43 @@ def _operation(function):
     return forward
 
 
+class SideBySide:
+    """Several vectors that go through the same steps: each is written for one after the other, so that no instruction stands right
+    behind the one whose result it waits for (exponentials of four vectors: 8.1 to 6.5 cycles each)."""
+
+    def __init__(self, *each):
+        self.each = each
+
+    def __iter__(self):
+        return iter(self.each)
+
+    def __neg__(self):
+        return SideBySide(*(-one for one in self.each))
+
+    def __invert__(self):
+        return SideBySide(*(~one for one in self.each))
+
+
+def _side_by_side(function, args):
+    """`function` of arguments of which some are several vectors."""
+    count = next(len(arg.each) for arg in args if isinstance(arg, SideBySide))
+    columns = (arg.each if isinstance(arg, SideBySide) else (arg,) * count for arg in args)
+    return SideBySide(*(function(*each) for each in zip(*columns, strict=True)))
+
+
 def _install_operators():
     """Python's operators on symbols, by what writes them for Numba."""
+    comparisons = (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne)
     for function in EMITTERS:
         forward = _operation(function)
         name = function.__name__.strip("_")
         setattr(Symbol, f"__{name}__", forward)
-        if function not in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
+        setattr(SideBySide, f"__{name}__", lambda a, b, function=function: _side_by_side(function, (a, b)))
+        if function not in comparisons:
             setattr(Symbol, f"__r{name}__", lambda a, b, forward=forward: forward(b, a))
+            setattr(SideBySide, f"__r{name}__", lambda a, b, function=function: _side_by_side(function, (b, a)))
     # (a class that has == and no hash can't be a key)
-    Symbol.__hash__ = object.__hash__
+    Symbol.__hash__ = SideBySide.__hash__ = object.__hash__
 
 
 _install_operators()
@@ -241,6 +271,8 @@ class _SymbolicIntrinsic(_Intrinsic):
     def __call__(self, *args):
         if self.in_formulas is not None:
             return self.in_formulas(*args)
+        if any(isinstance(arg, SideBySide) for arg in args):
+            return _side_by_side(self, args)
         symbols = [as_symbol(arg) for arg in args]
         kinds = [symbol.type if self._prefer_literal else types.unliteral(symbol.type) for symbol in symbols]
         signature, codegen = self._defn(cpu_target.typing_context, *kinds)
