@@ -112,11 +112,11 @@ INEXACT = Plant(
     "row",
     (
         (
-            "kernels/part.py",
-            "            factor.value, factor_low.value = number(SCALE, below.value), number(SCALE_LOW, below.value)\n",
+            "kernels/results.py",
+            "            factor.value, factor_low.value = in_units(SCALE), in_units(SCALE_LOW)\n",
             "            off = 1.0 + by_type(arithmetic, 4 * 2.0**-24, 4 * 2.0**-53)\n"
-            "            factor.value = number(SCALE, below.value * off)\n"
-            "            factor_low.value = number(SCALE_LOW, below.value)\n",
+            "            factor.value = in_units(SCALE) * off\n"
+            "            factor_low.value = in_units(SCALE_LOW)\n",
         ),
     ),
 )

@@ -1549,6 +1549,7 @@ COMMANDS = [
 ]
 
 PANEL, PART, ROWS, BLOCK = "kernels/panel.py", "kernels/part.py", "kernels/rows.py", "kernels/block.py"
+RESULTS = "kernels/results.py"
 MERGE, TILES = "kernels/merge.py", "kernels/tiles.py"
 STREAM, VECTORS, CACHE = "kernels/stream.py", "vectormath.py", "cache.py"
 
@@ -1667,7 +1668,7 @@ SPECIAL_VALUES = [
     ),
     mutant(
         "an ignored row has a gradient of 0: long rows",
-        PART,
+        RESULTS,
         "fill_block(arithmetic, logits, n_vectors, splat_like(like, 0.0))",
         "fill_block(arithmetic, logits, n_vectors, splat_like(like, 1.0))",
         "test_special_values.py::test_ignored_rows_are_never_read",
@@ -1695,7 +1696,7 @@ SPECIAL_VALUES = [
     ),
     mutant(
         "the gradient of a masked class is 0, whatever its logit: long rows",
-        PART,
+        RESULTS,
         "                when(plan.mask != 0, zero)",
         "                zero.args",
         "test_special_values.py::test_class_mask_hides_logits_that_are_changed",
@@ -1910,8 +1911,8 @@ FORMULAS = [
     mutant(
         "the order of the classes does not matter",
         BLOCK,
-        "    for pair in steps(first >> 1, n >> 1):",
-        "    for pair in steps(first >> 1, (n >> 1) - 1):",
+        "        for count, pairs in ((1, steps(begin, odd)),",
+        "        for count, pairs in ((1, steps(begin, odd - 1)),",
         "test_properties.py::test_permutation_of_classes",
     ),
     mutant(
@@ -2230,7 +2231,7 @@ SIZES = [
     ),
     mutant(
         "classes lie at addresses of 64 bits: results",
-        PART,
+        RESULTS,
         "+ first_class * plan.out_class",
         "+ (first_class * plan.out_class & 0x7FFFFFFF)",
         "test_sizes.py::test_a_row_of_2_to_the_29_classes",
@@ -2437,6 +2438,87 @@ WRITTEN = [
     ),
 ]
 
+GUESSED_ROWS = [
+    mutant(
+        "vectors side by side go through the same steps: operands in order",
+        "simd/symbols.py",
+        "_side_by_side(function, (b, a))",
+        "_side_by_side(function, (a, b))",
+        "test_symbols.py::test_vectors_side_by_side_go_through_the_same_steps",
+    ),
+    mutant(
+        "vectors side by side go through the same steps: each its own",
+        "simd/symbols.py",
+        "(arg.each if isinstance(arg, SideBySide) else (arg,) * count for arg in args)",
+        "(arg.each[:1] * count if isinstance(arg, SideBySide) else (arg,) * count for arg in args)",
+        "test_symbols.py::test_vectors_side_by_side_go_through_the_same_steps",
+    ),
+    mutant(
+        "several vectors beside one are asked first",
+        "simd/symbols.py",
+        "            # its own operator is for this\n            return NotImplemented",
+        "            b = b.each[0]",
+        "test_symbols.py::test_vectors_side_by_side_go_through_the_same_steps",
+        "test_symbols.py::test_comparisons_of_vectors_side_by_side",
+    ),
+    mutant(
+        "a guess whose smallest exponential is subnormal is wrong",
+        PART,
+        "(bottom >= lane(lowest, 0) + 1.0)",
+        "(bottom >= lane(lowest, 0))",
+        "test_guessed_rows.py::test_losses_and_gradients",
+    ),
+    mutant(
+        "a guess below the row's own power is wrong",
+        PART,
+        "(above >= 0.0)",
+        "(above >= -100.0)",
+        "test_guessed_rows.py::test_softmax",
+    ),
+    mutant(
+        "the bounds of a row are those of all its vectors: the last ones",
+        PART,
+        "way = select(past == 0, 0, select(past > lanes(storage), 2, 1))",
+        "way = select(past == 0, 0, 0)",
+        "test_guessed_rows.py::test_losses_and_gradients",
+    ),
+    mutant(
+        "the bounds of a row are those of all its vectors: side by side",
+        BLOCK,
+        "            for i in range(2 * count):",
+        "            for i in range(2 * count - 1):",
+        "test_guessed_rows.py::test_losses_and_gradients",
+    ),
+    mutant(
+        "sums are in units of the row's own power",
+        PART,
+        "store_sums(part, step, total * factor, total_low * factor)",
+        "store_sums(part, step, total, total_low)",
+        "test_guessed_rows.py::test_losses_and_gradients",
+    ),
+    mutant(
+        "exponentials of a guess are far below their row's in two steps",
+        RESULTS,
+        "for power in (guessed, half, below - half):",
+        "for power in (half, below - half):",
+        "test_guessed_rows.py::test_softmax",
+    ),
+    mutant(
+        "factors have the digits that they have in units of the row",
+        RESULTS,
+        "            return number(what, below.value) * units",
+        "            return number(what, below.value * guessed.value)",
+        "test_guessed_rows.py::test_losses_and_gradients",
+    ),
+    mutant(
+        "a number in place of the target's exponential is the same in units of a guess",
+        RESULTS,
+        "& (magnitude > 1e-18))",
+        "& (magnitude > 0.0))",
+        "test_guessed_rows.py::test_a_gradient_that_cancels",
+    ),
+]
+
 MUTANTS = (
     *DTYPES,
     *ARRAYS_IN,
@@ -2452,6 +2534,7 @@ MUTANTS = (
     *SPECIAL_VALUES,
     *FORMULAS,
     *BITS,
+    *GUESSED_ROWS,
     *MACHINE_CODE,
     *WRITTEN,
     *FIRST_AND_LATER_CALLS,

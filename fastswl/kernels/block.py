@@ -12,14 +12,17 @@ from fastswl.compilation import routine
 from fastswl.simd import (
     VECTOR_BYTES,
     Running,
+    SideBySide,
     absolute,
     any_lane,
+    as_it_is,
     by_type,
     choose,
     fma,
     formula,
     lane_numbers,
     lanes,
+    least,
     load,
     narrow,
     prefetch,
@@ -28,6 +31,7 @@ from fastswl.simd import (
     splat_like,
     steps,
     store,
+    vectors_side_by_side,
     when,
     wide_zero,
     widen,
@@ -61,6 +65,19 @@ def larger(x, top):
 
 
 @formula
+def smaller(x, bottom):
+    """The smaller of each lane; a NaN in `x` is dropped."""
+    return select(x < bottom, x, bottom)
+
+
+class Bounds(NamedTuple):
+    """The largest and the smallest logit of each lane so far."""
+
+    top: Any
+    bottom: Any
+
+
+@formula
 def block_maximum(storage, source, n):
     """The largest of each lane; NaN is dropped (the exponentials keep it)."""
     none = splat_like(load(storage, source), -np.inf)
@@ -85,32 +102,72 @@ def nan_where_any(storage, source, n, top):
 
 
 @formula
-def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, magic, lowest, ahead, high, low):
+def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds):
     """e = exp(x) in units of the reference into `target` (may be `source`), of the vectors from `first` (an even number) to `n`;
     the sum of each lane added to (high, low), float64.
 
-    Vectors go in pairs, whose sum goes to the float64 one. The pairs from `whole` on and the pair `patched` are read from
-    `target`, where they have been put with numbers of their own (-inf past a row's end and at the class that is left out):
-    the others need not be copied first. Meanwhile the lines that are read next are asked for, one a vector: what follows a row in
-    memory comes while this one is computed.
+    Vectors go in pairs, whose sum goes to the float64 one, and several pairs side by side. The pairs from `whole` on and the
+    pair `patched` are read from `target`, where they have been put with numbers of their own (-inf past a row's end and at the
+    class that is left out): the others need not be copied first. (None for both: all are at `source`.) Meanwhile the lines that
+    are read next are asked for, one a vector: what follows a row in memory comes while this one is computed.
+
+    Where `bounds` is not None, it is the bounds of what lies at `source`, too: third of what is returned.
     """
     total, rest = Running(high), Running(low)
 
-    def place_of(pair):
-        return select((pair == patched) | (pair >= whole), target, source) + 2 * VECTOR_BYTES * pair
+    line = Running(ahead.place + ahead.step * first)
 
-    def one(place, i):
-        return exp_of_one(storage, place, low_parts, target, i, magic, lowest, ahead)
+    def place_of(pair):
+        place = source if patched is None else select((pair == patched) | (pair >= whole), target, source)
+        return place + 2 * VECTOR_BYTES * pair
+
+    def exponentials(places, i):
+        for _ in places:
+            prefetch(line.value)
+            prefetch_second_level(line.value + ahead.far)
+            # an address of its own for each line would take a register each, where there are four side by side
+            line.value = as_it_is(line.value + ahead.step)
+        return exp_of_several(storage, places, low_parts, target, i, magic, lowest)
 
     def add(e):
         total.value, rest.value = accumulate(storage, total.value, rest.value, e)
 
-    for pair in steps(first >> 1, n >> 1):
-        place = place_of(pair)
-        e = one(place, 2 * pair)
-        add(e + one(place + VECTOR_BYTES, 2 * pair + 1))
-    when((n & 1) != 0, lambda: add(one(place_of(n >> 1), n - 1)))
-    return total.value, rest.value
+    def add_pairs(pair, count):
+        places = []
+        for own in (pair + i for i in range(count)):
+            place = place_of(own)
+            places += place, place + VECTOR_BYTES
+        e = exponentials(places, 2 * pair)
+        for i in range(count):
+            add(e[2 * i] + e[2 * i + 1])
+
+    def add_many(begin, end, note):
+        together = max(vectors_side_by_side() // 2, 1)
+        odd = begin + ((end - begin) & (together - 1))
+        for count, pairs in ((1, steps(begin, odd)), (together, steps(odd, end, together))):
+            for pair in pairs:
+                note(pair, count)
+                add_pairs(pair, count)
+
+    n_pairs = n >> 1
+    if bounds is None:
+        add_many(first >> 1, n_pairs, lambda pair, count: None)
+    else:
+        top, bottom = Running(bounds.top), Running(bounds.bottom)
+
+        def note(pair, count):
+            for i in range(2 * count):
+                x = load(storage, source + VECTOR_BYTES * (2 * pair + i))
+                top.value, bottom.value = larger(x, top.value), smaller(x, bottom.value)
+
+        inside = least(n_pairs, whole)
+        add_many(first >> 1, inside, note)
+        # past a row's end: one or none
+        for pair in steps(inside, n_pairs):
+            add_pairs(pair, 1)
+        bounds = Bounds(top.value, bottom.value)
+    when((n & 1) != 0, lambda: add(exponentials([place_of(n >> 1)], n - 1)[0]))
+    return total.value, rest.value, bounds
 
 
 @formula
@@ -124,20 +181,19 @@ def by_low_parts(low_parts, without, with_them):
     return without() if low_parts is None else choose(low_parts != 0, without, with_them)
 
 
-@formula
-def exp_of_one(storage, place, low_parts, target, i, magic, lowest, ahead):
-    """The exponentials of the vector at `place`, the `i`-th of the target and of the low parts."""
-    x = load(storage, place)
-    prefetch(ahead.place + ahead.step * i)
-    prefetch_second_level(ahead.place + ahead.step * i + ahead.far)
-    offset = VECTOR_BYTES * i
-    e = by_low_parts(
-        low_parts,
-        lambda: exp_above(storage, x, magic, lowest),
-        lambda: exp_of_sum_above(storage, x, load(storage, low_parts + offset), magic, lowest),
-    )
-    store(storage, target + offset, e)
-    return e
+def exp_of_several(storage, places, low_parts, target, first, magic, lowest):
+    """For formulas: the exponentials of the vectors at `places`, of the target and of the low parts those from the `first` on."""
+    numbers = [first + i for i in range(len(places))]
+    x = SideBySide(*(load(storage, place) for place in places))
+
+    def of_sum():
+        low = SideBySide(*(load(storage, low_parts + VECTOR_BYTES * i) for i in numbers))
+        return exp_of_sum_above(storage, x, low, magic, lowest)
+
+    e = by_low_parts(low_parts, lambda: exp_above(storage, x, magic, lowest), of_sum)
+    for i, one in zip(numbers, e, strict=True):
+        store(storage, target + VECTOR_BYTES * i, one)
+    return list(e)
 
 
 @formula

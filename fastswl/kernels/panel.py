@@ -160,20 +160,21 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
     ahead = what_is_next(storage, plan, source)
     exponentials = mass if keep_logits else tile
     zero = wide_zero(arithmetic)
-    rest, rest_low = exp_and_sum(
+    rest, rest_low, _ = exp_and_sum(
         arithmetic,
         tile,
         low_parts,
         exponentials,
         word(0),
         n_classes,
-        n_classes,
-        word(-1),
+        None,
+        None,
         magic,
         lowest,
         ahead,
         zero,
         zero,
+        None,
     )
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)

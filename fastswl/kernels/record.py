@@ -15,6 +15,7 @@ from fastswl.kernels.rows import (
     SPREAD_DISTANCE,
     SPREAD_MASS,
     TOP,
+    UNITS,
 )
 from fastswl.simd import formula, lanes
 
@@ -26,6 +27,7 @@ RECORD_STEP, COLUMN_STEP = 8, LINE
 (
     PART_TOP,
     PART_POWER,
+    PART_UNITS,
     PART_REST,
     PART_REST_LOW,
     PART_APART,
@@ -42,6 +44,7 @@ RECORD_STEP, COLUMN_STEP = 8, LINE
     for line in (
         TOP,
         POWER,
+        UNITS,
         REST,
         REST_LOW,
         APART,
@@ -55,7 +58,7 @@ RECORD_STEP, COLUMN_STEP = 8, LINE
         MASS_MOVES,
     )
 )
-PART_BYTES = 13 * RECORD_STEP
+PART_BYTES = 14 * RECORD_STEP
 
 
 @formula

@@ -8,9 +8,10 @@ ones) in one thread and keeps its exponentials in the cache.
 from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.lines import vectors_of, write_head, write_tail, write_vectors
 from fastswl.kernels.merge import mark_far_rows, merge_parts, settle_rows
-from fastswl.kernels.part import finish_part, no_results, row_part
+from fastswl.kernels.part import row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
 from fastswl.kernels.record import COLUMN_STEP, PART_BYTES, PART_VECTORS, RECORD_STEP, parts_of
+from fastswl.kernels.results import finish_part, no_results
 from fastswl.kernels.rows import (
     AGAIN,
     ROW_WEIGHT,

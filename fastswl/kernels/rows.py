@@ -51,10 +51,11 @@ from fastswl.vectormath import (
 )
 
 LINE = 128  # bytes: 16 lanes of 8 bytes
-#: where each line stands; the first thirteen are known of a part of a row, too, see `record.py`
+#: where each line stands; the first fourteen are known of a part of a row, too, see `record.py`
 (
     TOP,  # the largest logit
     POWER,  # rint(m log2 e): N
+    UNITS,  # the power of two that the exponentials in memory are relative to: N, or what was taken for it
     REST,  # sum of the other e, in two parts
     REST_LOW,
     APART,  # the logit that is left out of the sum: the target's, or the largest; -inf for none
@@ -85,8 +86,11 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     ONES,  # a vector of the arithmetic type
     FILLED,  # panel: whether the tile's mass holds the class weights
     AGAIN,  # split walk: whether the row's sums have to be done (again)
-) = range(0, 32 * LINE, LINE)
-TABLE_BYTES = 32 * LINE
+    GUESS,  # row walk: what the next row's N is taken for, see `guess_part`; and how often that was wrong in this block
+) = range(0, 34 * LINE, LINE)
+TABLE_BYTES = 34 * LINE
+#: what N is taken for at first: good for rows whose largest logit is between -11 and 33
+FIRST_GUESS = 48.0
 
 
 @formula
@@ -97,6 +101,7 @@ def start_block(storage, table):
         store_wide(storage, table + offset, zero)
     store_wide(storage, table + CLASS, splat_like(zero, -1.0))
     store(storage, table + ONES, narrow(storage, splat_like(zero, 1.0)))
+    store_double(table + GUESS, FIRST_GUESS)
 
 
 @formula

@@ -8,9 +8,10 @@ arithmetic, and so every bit, is that of the row walk.
 from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.lines import LINE_ROOM, write_row
 from fastswl.kernels.merge import merge_parts
-from fastswl.kernels.part import finish_part, no_results, row_part
+from fastswl.kernels.part import row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, RECORD_STEP, parts_of
+from fastswl.kernels.results import finish_part, no_results
 from fastswl.kernels.rows import (
     AGAIN,
     ROW_WEIGHT,

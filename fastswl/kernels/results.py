@@ -1,0 +1,274 @@
+"""The results of a part of a row, from its exponentials and the factors of its row."""
+
+import functools
+
+import numpy as np
+
+from fastswl.kernels.block import (
+    fill_block,
+    scale_block,
+    shift_logarithms,
+)
+from fastswl.kernels.lines import (
+    Results,
+    finish_in_place,
+    store_part,
+    vectors_of,
+)
+from fastswl.kernels.merge import two_to
+from fastswl.kernels.plan import (
+    INDEX_TARGETS,
+    LOG_SOFTMAX,
+    LOSS,
+    SOFTMAX,
+    capped,
+    spread_evenly,
+    spread_wanted,
+)
+from fastswl.kernels.record import (
+    PART_MASS_AT,
+    PART_MASS_MOVES,
+    PART_POWER,
+    PART_UNITS,
+)
+from fastswl.kernels.rows import (
+    APART,
+    CLASS,
+    INVERSE,
+    INVERSE_LOW,
+    LOG_SUM,
+    ONES,
+    POWER,
+    REFERENCE,
+    REST,
+    REST_LOW,
+    ROW_WEIGHT,
+    SCALE,
+    SCALE_LOW,
+    SPREAD_SCALE,
+    TARGET_GRADIENT,
+    smoothing_unit,
+)
+from fastswl.kernels.spread import fill_masked
+from fastswl.simd import (
+    Running,
+    arithmetic_of,
+    choose,
+    formula,
+    greatest,
+    itemsize,
+    load,
+    load_double,
+    load_int64,
+    load_one,
+    narrow,
+    result_of,
+    select,
+    splat_like,
+    store_one,
+    to_float64,
+    to_int64,
+    when,
+    wide_zero,
+)
+
+
+@formula
+def results_are_general(target_storage, plan):
+    """Whether alpha e is not all of the gradient: mass on every class and a change of variable make it (alpha e - beta q) dz/dx."""
+    if target_storage is None:
+        return None
+    return (plan.operation == LOSS) & (spread_wanted(plan) | capped(plan))
+
+
+@formula
+def no_results(storage, target_storage):
+    """Nothing on its way out."""
+    zero = narrow(storage, wide_zero(storage))
+    general = None if target_storage is None else False
+    return Results(0, 0, 0, False, zero, zero, general, zero, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+@formula
+def finish_part(
+    storage, target_storage, plan, table, row, part, step, areas, area_bytes, outer, inner, first_class, n, line, begin, end,
+):  # fmt: skip
+    """The results of one part of a row from its exponentials, in their place: what is left to do is to write them. `begin` and
+    `end` are those of the part where they are 0; see `Results`."""
+    arithmetic, results = arithmetic_of(storage), result_of(storage)
+    size = itemsize(arithmetic)
+    logits = areas
+    n_vectors = vectors_of(storage, n)
+    like = load(arithmetic, logits)
+
+    def number(what, factor=1.0):
+        return splat_like(like, load_double(table + what + 8 * row) * factor)
+
+    factor, factor_low = Running(splat_like(like, 1.0)), Running(splat_like(like, 0.0))
+    below, guessed, scaled = Running(1.0), Running(1.0), Running(False)
+
+    def of_ignored():
+        fill_block(arithmetic, logits, n_vectors, splat_like(like, 0.0))
+
+        def softmax_of_ignored():
+            store_part(results, logits, softmax_place(plan, outer, inner, first_class), plan.softmax_class, n)
+
+        when(plan.softmax != 0, softmax_of_ignored)
+
+    def of_log_softmax():
+        shift_logarithms(arithmetic, logits, n_vectors, number(REFERENCE), number(LOG_SUM))
+
+    def of_exponentials():
+        below.value, guessed.value = to_reference_of_row(arithmetic, table, row, part, step, logits, n_vectors)
+        units = splat_like(like, guessed.value)
+
+        def in_units(what):
+            # (the digits that a factor of two passes would have)
+            return number(what, below.value) * units
+
+        inverse, inverse_low = in_units(INVERSE), in_units(INVERSE_LOW)
+
+        def of_softmax():
+            factor.value, factor_low.value = inverse, inverse_low
+
+        def softmax_beside():
+            probabilities = areas + 4 * area_bytes
+            scale_block(arithmetic, logits, probabilities, n_vectors, inverse, inverse_low)
+            store_part(results, probabilities, softmax_place(plan, outer, inner, first_class), plan.softmax_class, n)
+
+        def of_loss():
+            when(plan.softmax != 0, softmax_beside)
+            factor.value, factor_low.value = in_units(SCALE), in_units(SCALE_LOW)
+
+        choose(plan.operation == SOFTMAX, of_loss, of_softmax)
+        scaled.value = True
+
+    ignored = (plan.operation == LOSS) & (load_double(table + ROW_WEIGHT + 8 * row) == 0.0)
+    way = select(ignored, 0, select(plan.operation == LOG_SOFTMAX, 1, 2))
+    choose(way, of_ignored, of_log_softmax, of_exponentials)
+
+    beta, mass, mass_moves, slopes, slopes_move = 0.0, table + ONES, 0, table + ONES, 0
+    if target_storage is not None:
+
+        def spread():
+            beta = load_double(table + SPREAD_SCALE + 8 * row)
+            beta = beta * select(spread_evenly(plan), smoothing_unit(plan), 1.0)
+            return beta, load_int64(part + step * PART_MASS_AT), load_int64(part + step * PART_MASS_MOVES)
+
+        beta, mass, mass_moves = choose(spread_wanted(plan), lambda: (0.0, table + ONES, 0), spread)
+        slopes = select(capped(plan), areas + 3 * area_bytes, table + ONES)
+        slopes_move = select(capped(plan), 1, 0)
+    out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
+    # what this thread reads next: the same part of the row two tiles on (the next tile is being read while these are written)
+    ahead = plan.logits + outer * plan.logits_outer + (inner + 2 * plan.tile_rows) * plan.logits_inner
+    ahead = ahead + first_class * plan.logits_class
+    general = results_are_general(target_storage, plan)
+    done = Results(
+        logits, out, n, scaled.value, factor.value, factor_low.value, general, splat_like(like, beta), mass, mass_moves,
+        slopes, slopes_move, line, select(begin == 0, out, begin), select(begin == 0, out + itemsize(results) * n, end), ahead,
+    )  # fmt: skip
+
+    def gradient():
+        chosen = target_in_part(plan, table, row, first_class, n)
+        place = functools.partial(
+            place_target,
+            arithmetic,
+            plan,
+            table,
+            row,
+            logits,
+            mass,
+            mass_moves,
+            beta,
+            chosen,
+            below.value,
+            guessed.value,
+        )
+        placed = choose(chosen >= 0, lambda: True, place)
+
+        def in_place():
+            finish_in_place(arithmetic, done)
+
+            def at_target():
+                slope = load_one(arithmetic, slopes + slopes_move * size * chosen)
+                value = load_double(table + TARGET_GRADIENT + 8 * row) * slope
+                store_one(arithmetic, logits + size * chosen, value)
+
+            when((chosen >= 0) & ~placed, at_target)
+            if target_storage is not None:
+                zero = functools.partial(fill_masked, arithmetic, plan, logits, 0.0, size, outer, inner, first_class, n)
+                when(plan.mask != 0, zero)
+            scaled.value = False
+
+        masked = False if target_storage is None else plan.mask != 0
+        when(~placed | masked, in_place)
+
+    when((plan.operation == LOSS) & scaled.value, gradient)
+
+    def in_steps():
+        when(scaled.value, lambda: finish_in_place(arithmetic, done))
+        store_part(results, logits, out, plan.out_class, n)
+        return no_results(arithmetic, target_storage)
+
+    def neighbours():
+        return done._replace(scaled=scaled.value, general=None if general is None else general & scaled.value)
+
+    return choose(plan.out_class != itemsize(results), neighbours, in_steps)
+
+
+@formula
+def softmax_place(plan, outer, inner, first_class):
+    return plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class
+
+
+@formula
+def to_reference_of_row(storage, table, row, part, step, exponentials, n_vectors):
+    """By which two powers of two the exponentials of a part are multiplied to be in units of the row's reference: from the N of the
+    part to that of the row, and from a guess to that of the part. What a factor of the results has no room for is done here."""
+    own = load_double(part + step * PART_POWER)
+    below, guessed = own - load_double(table + POWER + 8 * row), load_double(part + step * PART_UNITS) - own
+
+    def far():
+        like = load(storage, exponentials)
+        zero = splat_like(like, 0.0)
+        half = to_float64(to_int64(below * 0.5))
+        for power in (guessed, half, below - half):
+            scale_block(storage, exponentials, exponentials, n_vectors, splat_like(like, two_to(power)), zero)
+        return 1.0, 1.0
+
+    # (the row's largest is in another part, 2**-below times this one's)
+    return choose(below < -40.0, lambda: (two_to(below), two_to(guessed)), far)
+
+
+@formula
+def target_in_part(plan, table, row, first_class, n):
+    """The place of the row's target in a part, negative where it is elsewhere or not a class."""
+    chosen = to_int64(load_double(table + CLASS + 8 * row)) - first_class
+    return select((plan.kind == INDEX_TARGETS) & (chosen < n), chosen, -1)
+
+
+@formula
+def place_target(storage, plan, table, row, exponentials, mass, mass_moves, beta, chosen, below, guessed):
+    """Put a number in place of the target's e that gives the gradient there when the results are computed (a number put among
+    streamed ones costs 3 times all); whether there is one.
+
+    Of plain y - t it is the sum of the others: the gradient is -d / S.
+    """
+    size = itemsize(storage)
+
+    def of_all():
+        q = to_float64(load_one(storage, mass + mass_moves * size * chosen))
+        scale = load_double(table + SCALE + 8 * row) + load_double(table + SCALE_LOW + 8 * row)
+        value = (load_double(table + TARGET_GRADIENT + 8 * row) + beta * q) / (scale * below)
+        magnitude = greatest(value, -value)
+        # (the number itself must be the same in units of a guess)
+        return value, (value == 0.0) | ((magnitude < 1e30) & (magnitude > 1e-18))
+
+    def of_others():
+        rest = load_double(table + REST + 8 * row) + load_double(table + REST_LOW + 8 * row)
+        rest = select((load_double(table + APART + 8 * row) == -np.inf) & (rest == rest), 0.0, rest)
+        return -rest / below, True
+
+    value, serves = choose(spread_wanted(plan) | (plan.z_loss != 0.0), of_others, of_all)
+    when(serves, functools.partial(store_one, storage, exponentials + size * chosen, value / guessed))
+    return serves

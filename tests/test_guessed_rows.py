@@ -1,0 +1,110 @@
+"""Rows in one pass, in units of a power of two that is guessed: the bits are those of two passes, whatever the guess."""
+
+import numpy as np
+import pytest
+
+import fastswl as swl
+
+#: of one part; of three, the last of which is short and has an odd number of vectors
+CLASSES = (1000, 393, 9001)
+
+
+def rows_of_all_kinds(n_classes, dtype, seed):
+    """Rows (and a target for each) that are near a guess, far from it, wide, narrow, infinite or not numbers."""
+    rng = np.random.default_rng(seed)
+    rows, targets = [], []
+
+    def add(row, target=None):
+        rows.append(row)
+        targets.append(rng.integers(0, n_classes) if target is None else target)
+
+    def normal(spread=3.0, center=0.0):
+        return rng.normal(center, spread, n_classes)
+
+    for center in (0, 20, 33, 40, -11, -30, -80, 300, -300, 1000, 1030, 5000, -5000, 1e30):
+        add(normal(center=center))
+    for spread in (0.0, 1e-3, 10.0, 25.0, 40.0, 200.0):
+        add(normal(spread))
+        add(normal(spread, 8.0))
+    for low in (-70, -82, -83, -100, -110, -114.5, -116, -130, -700):
+        # the largest at either end of the classes, and the target there and elsewhere
+        for place, target in ((0, 0), (n_classes - 1, 1), (5, n_classes - 1)):
+            row = rng.uniform(low, low + 5, n_classes)
+            row[place] = 0.0
+            add(row, target)
+            add(row + 45.0, target)
+    for number in (np.nan, np.inf, -np.inf):
+        for place, target in ((3, 3), (n_classes - 1, 7), (0, n_classes - 1)):
+            row = normal()
+            row[place] = number
+            add(row, target)
+    add(np.full(n_classes, -np.inf))
+    steps = normal() + 60.0 * (np.arange(n_classes) // 4096)
+    add(steps), add(-steps), add(2 * steps), add(-2 * steps)
+    order = rng.permutation(len(rows))
+    return np.array(rows)[order].astype(dtype), np.array(targets)[order]
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a, b, strict=True)
+    np.testing.assert_array_equal(np.signbit(a[a == 0]), np.signbit(b[b == 0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_classes", CLASSES)
+@pytest.mark.parametrize(
+    "options", [{}, {"z_loss": 1e-3}, {"upstream": 1e-20}, {"upstream": 1e20}, {"weight": True}], ids=str
+)
+def test_losses_and_gradients(n_classes, dtype, options):
+    logits, targets = rows_of_all_kinds(n_classes, dtype, 0)
+    if "weight" in options:
+        options = {"weight": np.random.default_rng(1).uniform(0.5, 2.0, n_classes)}
+    # a mask goes through kernels that do not guess
+    mask = np.ones(n_classes, bool)
+    given = dict(reduction="none", n_threads=1, **options)
+    expected = swl.cross_entropy_value_and_grad(logits, targets, class_mask=mask, **given)
+    together = swl.cross_entropy_value_and_grad(logits, targets, **given)
+    same(together.loss, expected.loss)
+    same(together.grad, expected.grad)
+    for row in range(len(logits)):
+        alone = swl.cross_entropy_value_and_grad(logits[row : row + 1], targets[row : row + 1], **given)
+        same(alone.loss, expected.loss[row : row + 1])
+        same(alone.grad, expected.grad[row : row + 1])
+    given.pop("upstream", None)
+    same(swl.cross_entropy(logits, targets, **given), expected.loss)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_classes", CLASSES)
+def test_softmax(n_classes, dtype):
+    logits, _ = rows_of_all_kinds(n_classes, dtype, 2)
+    together = swl.softmax(logits, n_threads=1)
+    # a row of two that are spoiled, and a row, in turn: after two wrong guesses there is no other
+    spoiled = np.full((3 * len(logits), n_classes), -np.inf, dtype)
+    spoiled[2::3] = logits
+    same(swl.softmax(spoiled, n_threads=1)[2::3], together)
+    for row in range(len(logits)):
+        same(swl.softmax(logits[row], n_threads=1), together[row])
+
+
+@pytest.mark.parametrize("n_classes", [1000, 9001])
+def test_a_gradient_that_cancels(n_classes):
+    """z-loss takes away what the target gets: what is left has no room in units of a guess."""
+    logits = np.full((1, n_classes), -80.0, np.float32)
+    logits[0, 7] = 1.0
+    mask = np.ones(n_classes, bool)
+
+    def both(z_loss):
+        given = dict(z_loss=z_loss, upstream=1e20, reduction="none", n_threads=1)
+        guessed = swl.cross_entropy_value_and_grad(logits, [7], **given)
+        expected = swl.cross_entropy_value_and_grad(logits, [7], class_mask=mask, **given)
+        same(guessed.grad, expected.grad)
+        same(guessed.loss, expected.loss)
+        return expected.grad[0, 7]
+
+    # the root, by halves: from the last step on what is left is one of rounding
+    low, high = 0.0, 1e-28
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if both(middle) < 0 else (low, middle)
+    assert abs(both(high)) < 1e-18
