@@ -138,7 +138,10 @@ def row_part(
     ahead = place + plan.logits_class * n
     in_place = stays_in_place(storage, plan, n) and load_double(table + SHIFT + 8 * row) == 0.0
     if target_storage is None and in_place and may_be_guessed(plan, table):
-        if guess_part(storage, plan, table, row, part, step, logits, place, first_class, n, ahead, done, written):
+        results = result_of(storage)
+        if guess_part(
+            arithmetic, results, plan, table, row, part, step, logits, place, first_class, n, ahead, done, written
+        ):
             return
         n_done = word(0)
     # where the logits are read, and from which pair of vectors on they are in scratch memory
@@ -239,7 +242,9 @@ def may_be_guessed(plan, table):
 
 
 @routine
-def guess_part(storage, plan, table, row, part, step, exponentials, logits, first_class, n, ahead, done, written):
+def guess_part(
+    storage, results, plan, table, row, part, step, exponentials, logits, first_class, n, ahead, done, written
+):
     """`row_part` in one pass over the logits, in units of a power of two that is guessed; whether the guess was right. If not,
     all has to be done again, but for the results `done`.
 
@@ -264,7 +269,7 @@ def guess_part(storage, plan, table, row, part, step, exponentials, logits, firs
     for first in range(0, n_vectors, bite):
         n_now = least(bite, n_done - first)
         if n_now > 0:
-            write_vectors(result_of(storage), done, written + first * lanes(storage), n_now)
+            write_vectors(results, done, written + first * lanes(storage), n_now)
         high, low, top, bottom = exp_of_guessed_bite(
             storage,
             logits,
@@ -282,7 +287,7 @@ def guess_part(storage, plan, table, row, part, step, exponentials, logits, firs
             bottom,
         )
     if n_done > n_vectors:
-        write_vectors(result_of(storage), done, written + n_vectors * lanes(storage), n_done - n_vectors)
+        write_vectors(results, done, written + n_vectors * lanes(storage), n_done - n_vectors)
     return settle_guess(
         storage, table, part, step, exponentials, units, lowest, high, low, top, bottom, chosen, apart_exp
     )
