@@ -13,7 +13,7 @@ import numpy as np
 from fastswl.simd import (
     FLOAT64,
     absolute,
-    any_lane,
+    any_lane_of,
     as_bits,
     as_floats,
     as_numbers,
@@ -454,7 +454,7 @@ def softcapped(storage, x, softcap, scale):
         # lane by lane, so that no number hangs on its neighbours
         return select(small, z, far), select(small, z_low, far_low), select(small, slope, narrow(storage, wide_slope))
 
-    return choose(any_lane(~small), lambda: (z, z_low, slope), with_far)
+    return choose(any_lane_of(~small), lambda: (z, z_low, slope), with_far)
 
 
 @formula

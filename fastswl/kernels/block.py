@@ -14,7 +14,7 @@ from fastswl.simd import (
     Running,
     SideBySide,
     absolute,
-    any_lane,
+    any_lane_of,
     as_it_is,
     by_type,
     choose,
@@ -229,26 +229,46 @@ def subtract(storage, source, low_parts, n, shift):
 def cap_and_scale(storage, source, low_parts, slopes, n, softcap, scale):
     """The change of variable z = scale * softcap * tanh(x / softcap), as z + z_low, in place, and its derivative but for the
     scale; the largest z of each lane (NaN dropped)."""
+    return capped_and_scaled(storage, source, low_parts, slopes, n, softcap, scale)
+
+
+@formula
+def capped_and_scaled(storage, source, low_parts, slopes, n, softcap, scale):
+    """`cap_and_scale`, of several vectors side by side (softcap 2 of 1,000 classes 1.74 to 1.34 ns, float64 3.2 to 2.3)."""
     like = load(storage, source)
-    top = splat_like(like, -np.inf)
+    zero, one = splat_like(like, 0.0), splat_like(like, 1.0)
+    top = Running(splat_like(like, -np.inf))
     factor, factor_low = split_float(storage, splat_like(widen(like), scale))
-    for i in range(n):
-        x = load(storage, source + VECTOR_BYTES * i)
-        z, z_low, slope = x, splat_like(x, 0.0), splat_like(x, 1.0)
-        if softcap != 0.0:
-            z, z_low, slope = softcapped(storage, x, softcap, scale)
+
+    def several(offsets):
+        x = SideBySide(*(load(storage, source + offset) for offset in offsets))
+        z, z_low, slope = choose(softcap != 0.0, lambda: (x, zero, one), lambda: softcapped(storage, x, softcap, scale))
         high, low = times_in_two(storage, z, z_low, factor, factor_low)
-        large = absolute(high) > LARGE_LOGIT
-        if by_type(storage, 0, 1) == 0 and any_lane(large):
-            # two float32 are too few digits
-            wide_high, wide_low = split_float(storage, (widen(z) + widen(z_low)) * scale)
-            high, low = select(large, wide_high, high), select(large, wide_low, low)
-        top = larger(high, top)
-        store(storage, source + VECTOR_BYTES * i, high)
+
+        def digits():
+            large = absolute(high) > LARGE_LOGIT
+
+            def more():
+                wide_high, wide_low = split_float(storage, (widen(z) + widen(z_low)) * scale)
+                return select(large, wide_high, high), select(large, wide_low, low)
+
+            # (two float32 are too few)
+            return choose(any_lane_of(large), lambda: (high, low), more)
+
+        high, low = by_type(storage, digits, lambda: (high, low))()
         # an infinite z has no rest
-        store(storage, low_parts + VECTOR_BYTES * i, select(low == low, low, splat_like(low, 0.0)))
-        store(storage, slopes + VECTOR_BYTES * i, slope)
-    return top
+        low = select(low == low, low, zero)
+        for offset, *numbers in zip(offsets, high, low, slope, strict=True):
+            for place, number in zip((source, low_parts, slopes), numbers, strict=True):
+                store(storage, place + offset, number)
+            top.value = larger(numbers[0], top.value)
+
+    count = vectors_side_by_side()
+    odd = n & (count - 1)
+    for size, numbers in ((1, steps(0, odd)), (count, steps(odd, n, count))):
+        for i in numbers:
+            several([VECTOR_BYTES * (i + k) for k in range(size)])
+    return top.value
 
 
 @formula

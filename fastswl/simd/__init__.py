@@ -12,6 +12,7 @@ Memory is addressed by integers: array arguments would cost an atomic reference 
 from fastswl.simd.arithmetic import (
     absolute,
     any_lane,
+    any_lane_of,
     as_bits,
     as_floats,
     as_it_is,
@@ -115,6 +116,7 @@ __all__ = [
     "Words",
     "absolute",
     "any_lane",
+    "any_lane_of",
     "arithmetic_of",
     "array_data",
     "array_flags",

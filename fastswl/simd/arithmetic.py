@@ -1,9 +1,12 @@
 """Arithmetic beyond the operators: fused multiply-add, choice, bits, conversions, lanes."""
 
+import functools
+import operator
+
 import llvmlite.ir as ir
 from numba.core import cgutils, types
 
-from fastswl.simd.symbols import formula, intrinsic
+from fastswl.simd.symbols import SideBySide, formula, intrinsic
 from fastswl.simd.types import I1, I32, I64, Vector, target_has
 
 
@@ -198,6 +201,11 @@ def any_lane(typingctx, mask):
         return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
     return types.boolean(mask), codegen
+
+
+def any_lane_of(masks):
+    """For formulas: `any_lane` of one mask, or of several side by side."""
+    return any_lane(functools.reduce(operator.or_, masks) if isinstance(masks, SideBySide) else masks)
 
 
 @intrinsic

@@ -190,7 +190,7 @@ def _unpacked(symbol):
 
 def choose(which, *alternatives):
     """What one of several functions without arguments gives, the `which`-th of them: the others are not run. Of a condition the first
-    is for false."""
+    is for false. They may give tuples, and several vectors side by side."""
     if not isinstance(which, Symbol):
         return alternatives[int(which)]()
     builder = _Writer.builder
@@ -206,15 +206,51 @@ def choose(which, *alternatives):
     results = []
     for block, alternative in zip(blocks, alternatives, strict=True):
         builder.position_at_end(block)
-        result = _result(alternative())
-        type_ = results[0][0] if results else result.type
-        results.append((type_, _as_type(result, type_), builder.block))
+        results.append((alternative(), builder.block))
+    shape = functools.reduce(_common_shape, (result for result, _ in results))
+    kinds, incoming = [], []
+    for result, block in results:
+        builder.position_at_end(block)
+        symbols = [_result(leaf) for leaf in _leaves(result, shape)]
+        kinds = kinds or [symbol.type for symbol in symbols]
+        incoming.append([_as_type(symbol, kind) for symbol, kind in zip(symbols, kinds, strict=True)])
         builder.branch(after)
     builder.position_at_end(after)
-    phi = builder.phi(results[0][1].type)
-    for _, value, block in results:
-        phi.add_incoming(value, block)
-    return _unpacked(Symbol(results[0][0], phi))
+    phis = [builder.phi(value.type) for value in incoming[0]]
+    for values, (_, block) in zip(incoming, results, strict=True):
+        for phi, value in zip(phis, values, strict=True):
+            phi.add_incoming(value, block)
+    leaves = iter([Symbol(kind, phi) for kind, phi in zip(kinds, phis, strict=True)])
+    return _rebuilt(shape, leaves)
+
+
+def _common_shape(a, b):
+    """How two values are made of tuples and of several side by side: one beside several counts for each."""
+    if isinstance(a, SideBySide) or isinstance(b, SideBySide):
+        return a if isinstance(a, SideBySide) else b
+    if not isinstance(a, tuple):
+        return a
+    parts = [_common_shape(*each) for each in zip(a, b, strict=True)]
+    return type(a)(*parts) if hasattr(a, "_fields") else tuple(parts)
+
+
+def _leaves(value, shape):
+    """The symbols and numbers that a value is made of; none of None."""
+    if isinstance(shape, SideBySide):
+        return list(value) if isinstance(value, SideBySide) else [value] * len(shape.each)
+    if isinstance(shape, tuple):
+        return [leaf for each in zip(value, shape, strict=True) for leaf in _leaves(*each)]
+    return [] if value is None else [value]
+
+
+def _rebuilt(shape, leaves):
+    """A value of this shape made of other symbols."""
+    if isinstance(shape, SideBySide):
+        return SideBySide(*(next(leaves) for _ in shape))
+    if isinstance(shape, tuple):
+        parts = [_rebuilt(part, leaves) for part in shape]
+        return type(shape)(*parts) if hasattr(shape, "_fields") else tuple(parts)
+    return None if shape is None else next(leaves)
 
 
 def when(condition, action):
