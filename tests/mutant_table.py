@@ -1702,6 +1702,27 @@ SPECIAL_VALUES = [
         "test_special_values.py::test_class_mask_hides_logits_that_are_changed",
     ),
     mutant(
+        "a mask may have any shape and strides: one for each image",
+        SPREAD,
+        "        place = plan.mask + outer * plan.mask_outer\n        masked_class",
+        "        place = plan.mask\n        masked_class",
+        "test_special_values.py::test_a_mask_may_have_any_shape_and_strides",
+    ),
+    mutant(
+        "a mask may have any shape and strides: classes that are no neighbours",
+        SPREAD,
+        "vectors = (plan.mask_class == 1) &",
+        "vectors =",
+        "test_special_values.py::test_a_mask_may_have_any_shape_and_strides",
+    ),
+    mutant(
+        "a mask may have any shape and strides: what is left of a row behind the vectors",
+        SPREAD,
+        "        return whole * lanes(storage)",
+        "        return n",
+        "test_special_values.py::test_a_mask_may_have_any_shape_and_strides",
+    ),
+    mutant(
         "smoothing spreads over the classes that are left",
         SPREAD,
         "return plan.label_smoothing / greatest(left, 1)",

@@ -226,6 +226,29 @@ def test_class_mask_hides_whatever_the_logit_is(classes, per_row):
     assert np.all(dirty.grad[~full] == 0) and np.isfinite(dirty.loss)
 
 
+@pytest.mark.parametrize("classes", [10, 100, 393, 1000])
+@pytest.mark.parametrize("shape", ["all alike", "by image", "by row", "one class alike", "turned", "every other"])
+def test_a_mask_may_have_any_shape_and_strides(classes, shape):
+    rng = np.random.default_rng(classes)
+    x = rng.normal(0, 3, (3, 37, classes)).astype(np.float32)
+    targets = rng.integers(0, classes, x.shape[:2])
+    mask = {
+        "all alike": rng.random(classes) < 0.7,
+        "by image": rng.random((3, 1, classes)) < 0.7,
+        "by row": rng.random((3, 37, classes)) < 0.7,
+        "one class alike": rng.random((3, 37, 1)) < 0.7,
+        "turned": (rng.random((3, 37, classes)) < 0.7)[:, ::-1, ::-1],
+        "every other": (rng.random((3, 37, 2 * classes)) < 0.7)[..., ::2],
+    }[shape]
+    full = np.broadcast_to(mask, x.shape)
+    loss, grad = swl.cross_entropy_value_and_grad(x, targets, class_mask=mask, reduction="none")
+    hidden = np.where(full, x, np.float32(-np.inf))
+    expected = swl.cross_entropy_value_and_grad(hidden, targets, reduction="none")
+    np.testing.assert_array_equal(loss, expected.loss)
+    np.testing.assert_array_equal(grad, expected.grad)
+    assert (grad[~full] == 0).all()
+
+
 @pytest.mark.parametrize("options", [{"softcap": 2.0}, {"logit_scale": 2.0}, {"softcap": 2.0, "label_smoothing": 0.25}])
 @pytest.mark.parametrize("classes", [4, 200, 500])
 def test_class_mask_hides_logits_that_are_changed(classes, options):
