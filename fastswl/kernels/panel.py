@@ -115,8 +115,8 @@ SEPARATE_CLASSES = 16
 
 
 @routine
-def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, together):
-    """From the logits of a tile to its exponentials and their sums; `table` and the tile's areas lie end to end.
+def prepare_tile(storage, target_storage, plan, table, outer, inner, count, together):
+    """The logits of a tile, and what is known of them before their exponentials; `table` and the tile's areas lie end to end.
 
     Areas: logits then exponentials; mass (log_softmax: exponentials); low parts of changed logits; slopes of the change;
     softmax where it is wanted beside the gradient. With `together` the logits are in the tile.
@@ -143,11 +143,11 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
     top = block_maximum(arithmetic, tile, n_classes)
     if any_lane(top == np.inf):
         top = nan_where_any(arithmetic, tile, n_classes, top)
-    shift = shift_of_rows(arithmetic, table, top)
+    m, shift = shift_of_rows(arithmetic, table, top)
     if any_lane(shift != 0.0):
         subtract(arithmetic, tile, low_parts, n_classes, shift)
-        settle_shift(arithmetic, table, shift, block_maximum(arithmetic, tile, n_classes))
-    m, magic, lowest = reference_of_rows(arithmetic, table)
+        m = settle_shift(arithmetic, table, shift, block_maximum(arithmetic, tile, n_classes))
+    store_wide(arithmetic, table + POWER, widen(nearest_power(arithmetic, m)))
 
     if plan.operation != SOFTMAX and plan.kind != INDEX_TARGETS:
         find_largest(arithmetic, table, tile, low_parts, n_classes)
@@ -156,9 +156,21 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
 
     if plan.operation != SOFTMAX:
         leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
-    keep_logits = plan.operation == LOG_SOFTMAX
-    ahead = what_is_next(storage, plan, source)
-    exponentials = mass if keep_logits else tile
+
+
+@routine
+def sum_up_tile(storage, target_storage, plan, table, outer, inner):
+    """From the logits of a tile, of which `prepare_tile` knows the largest, to its exponentials and their sums."""
+    arithmetic = arithmetic_of(storage)
+    n_classes = plan.n_classes
+    tile = table + TABLE_BYTES
+    area = VECTOR_BYTES * n_classes
+    low_parts = no_low_parts(target_storage)
+    if target_storage is not None and changed(plan):
+        low_parts = tile + 2 * area
+    exponentials = tile + area if plan.operation == LOG_SOFTMAX else tile
+    magic, lowest = exp_reference(arithmetic, narrow(arithmetic, load_wide(arithmetic, table + POWER)))
+    ahead = what_is_next(storage, plan, plan.logits + outer * plan.logits_outer + inner * plan.logits_inner)
     zero = wide_zero(arithmetic)
     rest, rest_low, _ = exp_and_sum(
         arithmetic,
@@ -182,12 +194,12 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, toget
 
 @formula
 def shift_of_rows(storage, table, top):
-    """From the largest logit of each row to the reference; what is subtracted from rows far from 0 first, 0 of others."""
+    """From the largest logit of each row to the reference m; what is subtracted from rows far from 0 first, 0 of others."""
     zero = splat_like(top, 0.0)
     m = select(absolute(top) < np.inf, top, zero)
     store_wide(storage, table + TOP, widen(top))
     store_wide(storage, table + REFERENCE, widen(m))
-    return select(absolute(m) >= by_type(storage, FAR_32, FAR_64), m, zero)
+    return m, select(absolute(m) >= by_type(storage, FAR_32, FAR_64), m, zero)
 
 
 @formula
@@ -195,17 +207,9 @@ def settle_shift(storage, table, shift, top):
     """The same of rows from which `shift` was subtracted: `top` is 0 now, but for what low parts have added."""
     far, top = widen(shift) != 0.0, widen(top)
     store_wide(storage, table + TOP, select(far, widen(shift) + top, load_wide(storage, table + TOP)))
-    store_wide(storage, table + REFERENCE, select(far, top, load_wide(storage, table + REFERENCE)))
-
-
-@formula
-def reference_of_rows(storage, table):
-    """The reference m, and what exponentials in units of its power of two need (`exp_reference`)."""
-    m = narrow(storage, load_wide(storage, table + REFERENCE))
-    power = nearest_power(storage, m)
-    store_wide(storage, table + POWER, widen(power))
-    magic, lowest = exp_reference(storage, power)
-    return m, magic, lowest
+    m = select(far, top, load_wide(storage, table + REFERENCE))
+    store_wide(storage, table + REFERENCE, m)
+    return narrow(storage, m)
 
 
 @formula
@@ -479,7 +483,11 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                 load_together(storage, plan, scratch, step_rows // rows, source)
             table = scratch
             for row in range(inner, end, rows):
-                sum_up_tile(storage, target_storage, plan, table, outer, row, least(rows, end - row), together)
+                prepare_tile(storage, target_storage, plan, table, outer, row, least(rows, end - row), together)
+                table += tile_bytes
+            table = scratch
+            for row in range(inner, end, rows):
+                sum_up_tile(storage, target_storage, plan, table, outer, row)
                 table += tile_bytes
             table = scratch
             for _ in range(inner, end, rows):
