@@ -61,6 +61,7 @@ from fastswl.kernels.rows import (
     TOP,
     describe_rows,
     finish_rows,
+    raise_left_out,
     smoothing_unit,
     start_block,
     store_partial,
@@ -488,6 +489,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
             table = scratch
             for row in range(inner, end, rows):
                 sum_up_tile(storage, target_storage, plan, table, outer, row)
+                raise_left_out(arithmetic, plan, table)
                 table += tile_bytes
             table = scratch
             for _ in range(inner, end, rows):

@@ -19,6 +19,7 @@ from fastswl.kernels.rows import (
     TABLE_BYTES,
     describe_rows,
     finish_rows,
+    raise_left_out,
     start_block,
     store_partial,
     store_row_values,
@@ -177,6 +178,7 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
                 end,
             )
             if count > 0:
+                raise_left_out(storage, plan, here)
                 finish_rows(storage, plan, here)
                 if plan.operation == LOGSUMEXP or plan.operation == LOSS:
                     store_row_values(storage, target_storage, plan, here, scratch, outer, inner, count)

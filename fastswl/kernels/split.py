@@ -18,6 +18,7 @@ from fastswl.kernels.rows import (
     TABLE_BYTES,
     describe_rows,
     finish_rows,
+    raise_left_out,
     start_block,
     store_partial,
     store_row_values,
@@ -58,6 +59,7 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
         again = not ignored and merge_parts(arithmetic, plan, table, word(0), parts, n_parts)
         store_double(table + AGAIN, 1.0 if again else 0.0)
         if not again:
+            raise_left_out(storage, plan, table)
             finish_rows(storage, plan, table)
             if plan.operation == LOGSUMEXP or plan.operation == LOSS:
                 store_row_values(storage, target_storage, plan, table, table, outer, inner, word(1))
