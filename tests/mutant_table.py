@@ -1981,8 +1981,8 @@ BITS = [
     mutant(
         "a row's bits do not depend on a row far from 0 beside it",
         PANEL,
-        "return select(absolute(m) >= by_type(storage, FAR_32, FAR_64), m, zero)",
-        "far = any_lane(absolute(m) >= by_type(storage, FAR_32, FAR_64))\n    return choose(far, lambda: zero, lambda: m)",
+        "return m, select(absolute(m) >= by_type(storage, FAR_32, FAR_64), m, zero)",
+        "far = any_lane(absolute(m) >= by_type(storage, FAR_32, FAR_64))\n    return m, choose(far, lambda: zero, lambda: m)",
         "test_properties.py::test_bits_of_a_row_do_not_depend_on_its_batch",
     ),
     mutant(
@@ -2460,6 +2460,13 @@ WRITTEN = [
 ]
 
 GUESSED_ROWS = [
+    mutant(
+        "every column of a tile is transposed: what large groups leave",
+        "kernels/tiles.py",
+        "n_classes - (n_classes & (2 * small - 1))",
+        "n_classes - (n_classes & (small - 1))",
+        "test_walks.py::test_every_class_of_a_tile_is_moved",
+    ),
     mutant(
         "vectors side by side go through the same steps: operands in order",
         "simd/symbols.py",

@@ -298,3 +298,12 @@ def test_a_failed_allocation_of_scratch_memory_leaves_what_there_was(monkeypatch
     result = swl.cross_entropy_value_and_grad(x, targets, grad_out=grad)
     assert result.loss == expected.loss
     np.testing.assert_array_equal(grad, expected.grad)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_class_of_a_tile_is_moved(dtype):
+    """Tiles are transposed in groups of classes; those of rows that lie side by side are not."""
+    rng = np.random.default_rng(0)
+    for n_classes in range(1, 70):
+        x = rng.normal(0, 3, (37, n_classes)).astype(dtype)
+        np.testing.assert_array_equal(swl.softmax(x), swl.softmax(np.asfortranarray(x)), strict=True)

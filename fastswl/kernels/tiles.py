@@ -56,12 +56,16 @@ def move_vector(to, target, of, source):
     store(to, target, load(of, source))
 
 
-def groups(storage, n_classes):
-    """The first class of each group that is transposed at once."""
-    group = columns_in_group(storage)
-    for first in steps(0, n_classes, group):
+def groups(storage, n_classes, large=True):
+    """The first class of each group that is transposed at once, and how many it has: large ones, and small ones for what is left."""
+    small = columns_in_group(storage)
+    if large:
+        for first in steps(0, n_classes - (2 * small - 1), 2 * small):
+            yield first, 2 * small
+    rest = n_classes - (n_classes & (2 * small - 1)) if large else 0
+    for first in steps(rest, n_classes, small):
         # the last group overlaps the one before
-        yield least(first, n_classes - group)
+        yield least(first, n_classes - small), small
 
 
 @formula
@@ -83,12 +87,12 @@ def load_tile(storage, tile, source, row_stride, class_stride, n_classes, count)
             move_vector(arithmetic, tile + VECTOR_BYTES * c, storage, source + class_stride * c)
 
     def classes_together():
-        for c in groups(storage, n_classes):
-            transpose_in(storage, source + class_stride * c, row_stride, None, tile + VECTOR_BYTES * c)
+        for c, group in groups(storage, n_classes):
+            transpose_in(storage, group, source + class_stride * c, row_stride, None, tile + VECTOR_BYTES * c)
 
     def few_rows():
-        for c in groups(storage, n_classes):
-            transpose_in(storage, source + class_stride * c, row_stride, count, tile + VECTOR_BYTES * c)
+        for c, group in groups(storage, n_classes, large=False):
+            transpose_in(storage, group, source + class_stride * c, row_stride, count, tile + VECTOR_BYTES * c)
 
     def end_to_end():
         choose(n_classes == 3, lambda: separate(storage, source, tile, 2), lambda: separate(storage, source, tile, 3))
@@ -114,12 +118,12 @@ def store_tile(storage, tile, room, target, row_stride, class_stride, n_classes,
             move_vector(storage, target + class_stride * c, arithmetic, tile + VECTOR_BYTES * c)
 
     def classes_together():
-        for c in groups(storage, n_classes):
-            transpose_out(storage, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride, None, 0)
+        for c, group in groups(storage, n_classes):
+            transpose_out(storage, group, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride, None, 0)
 
     def few_rows():
-        for c in groups(storage, n_classes):
-            transpose_out(storage, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride, count, room)
+        for c, group in groups(storage, n_classes, large=False):
+            transpose_out(storage, group, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride, count, room)
 
     def end_to_end():
         choose(
