@@ -68,7 +68,7 @@ from fastswl.kernels.rows import (
     store_row_values,
 )
 from fastswl.kernels.spread import fill_masked_of_tile, spread_of_tile
-from fastswl.kernels.stream import LINE_BYTES, flush
+from fastswl.kernels.stream import INTERLEAVED, LINE_BYTES, flush, keep_rest, lines_of_tile, write_lines
 from fastswl.kernels.tiles import load_tile, load_together, store_tile, store_together, stream_together
 from fastswl.simd import (
     VECTOR_BYTES,
@@ -160,8 +160,12 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
 
 
 @routine
-def sum_up_tile(storage, target_storage, plan, table, outer, inner):
-    """From the logits of a tile, of which `prepare_tile` knows the largest, to its exponentials and their sums."""
+def sum_up_tile(storage, target_storage, plan, table, outer, inner, buffer, waiting, is_first):
+    """From the logits of a tile, of which `prepare_tile` knows the largest, to its exponentials and their sums.
+
+    Meanwhile the results of the tile before, which lie in `buffer`, go to `waiting`, where that is not 0; `is_first` says whether
+    that tile is the first of its block. (In bites, as in the row walk.)
+    """
     arithmetic = arithmetic_of(storage)
     n_classes = plan.n_classes
     tile = table + TABLE_BYTES
@@ -172,23 +176,35 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner):
     exponentials = tile + area if plan.operation == LOG_SOFTMAX else tile
     magic, lowest = exp_reference(arithmetic, narrow(arithmetic, load_wide(arithmetic, table + POWER)))
     ahead = what_is_next(storage, plan, plan.logits + outer * plan.logits_outer + inner * plan.logits_inner)
-    zero = wide_zero(arithmetic)
-    rest, rest_low, _ = exp_and_sum(
-        arithmetic,
-        tile,
-        low_parts,
-        exponentials,
-        word(0),
-        n_classes,
-        None,
-        None,
-        magic,
-        lowest,
-        ahead,
-        zero,
-        zero,
-        None,
-    )
+    results = result_of(storage)
+    n_numbers = n_classes * lanes(storage)
+    line, lines_at, n_lines, bite = word(0), word(0), word(0), n_classes
+    if waiting != 0:
+        line, lines_at, n_lines = lines_of_tile(results, buffer, waiting, n_numbers, is_first)
+        bite = word(INTERLEAVED)
+    rest, rest_low = wide_zero(arithmetic), wide_zero(arithmetic)
+    for first in range(0, n_classes, bite):
+        n_now = least(bite, n_lines - first)
+        if n_now > 0:
+            write_lines(line + LINE_BYTES * first, lines_at + LINE_BYTES * first, n_now)
+        rest, rest_low, _ = exp_and_sum(
+            arithmetic,
+            tile,
+            low_parts,
+            exponentials,
+            first,
+            least(first + bite, n_classes),
+            None,
+            None,
+            magic,
+            lowest,
+            ahead,
+            rest,
+            rest_low,
+            None,
+        )
+    if waiting != 0:
+        keep_rest(results, buffer, waiting, n_numbers, line, lines_at, n_lines, False)
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)
 
@@ -228,9 +244,9 @@ def what_is_next(storage, plan, source):
 
 
 @routine
-def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, count, first, last, together):
+def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, count, first, last, together, waits):
     """From the exponentials and the factors of each row to the results, by way of `buffer` where it is not 0; with `together`
-    they stay in the tile."""
+    they stay in the tile, and if it `waits` in the buffer."""
     arithmetic = arithmetic_of(storage)
     n_classes = plan.n_classes
     tile = table + TABLE_BYTES
@@ -279,7 +295,7 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
         return
     place = select(buffer == 0, out, buffer + out % LINE_BYTES)
     store_tile(results, tile, table + AGAIN, place, plan.out_inner, plan.out_class, n_classes, count)
-    if buffer != 0:
+    if buffer != 0 and not waits:
         flush(results, buffer, out, n_classes * count, first, last)
 
 
@@ -468,6 +484,9 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
     buffer = scratch + plan.line_buffer if plan.line_buffer != 0 else 0
     # (results of rows that lie side by side: those of steps that are whole only)
     tile_buffer = buffer if plan.gathered != 0 else 0
+    # results that go out while the next tile is computed (256 classes: 0.20 to 0.17 ns)
+    may_wait = tile_buffer != 0 and step_rows == rows
+    waiting, waiting_is_first = word(0), False
     for block in range(first, last):
         for table in range(scratch, scratch + tile_bytes * (step_rows // rows), tile_bytes):
             start_block(arithmetic, table)
@@ -488,7 +507,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                 table += tile_bytes
             table = scratch
             for row in range(inner, end, rows):
-                sum_up_tile(storage, target_storage, plan, table, outer, row)
+                sum_up_tile(storage, target_storage, plan, table, outer, row, tile_buffer, waiting, waiting_is_first)
                 raise_left_out(arithmetic, plan, table)
                 table += tile_bytes
             table = scratch
@@ -509,6 +528,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                     count = least(rows, end - row)
                     is_first = step == first_step and row == inner
                     is_last = step == last_step - 1 and row + count == end
+                    waits = may_wait and not is_last
                     finish_tile(
                         storage,
                         target_storage,
@@ -521,7 +541,10 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                         is_first,
                         is_last,
                         out_together,
+                        waits,
                     )
+                    waiting = plan.out + outer * plan.out_outer + row * plan.out_inner if waits else word(0)
+                    waiting_is_first = is_first
                     table += tile_bytes
                 if out_together:
                     out = plan.out + outer * plan.out_outer + inner * plan.out_inner

@@ -63,6 +63,7 @@ from fastswl.kernels.rows import (
     SPREAD_AT_TARGET,
 )
 from fastswl.kernels.spread import fill_masked, spread_of_part
+from fastswl.kernels.stream import INTERLEAVED
 from fastswl.simd import (
     VECTOR_BYTES,
     any_lane,
@@ -97,9 +98,6 @@ from fastswl.simd import (
 )
 from fastswl.vectormath import exp_above, exp_of_sum_above, exp_reference, max_lanes, nearest_power, total_of_lanes
 
-#: vectors of results that are written between exponentials: a store queue of today holds 48 to 72 (32 instead: up to 4 % slower from
-#: 1,000 classes on; 8: 3 % slower at 400)
-INTERLEAVED = 16
 #: a guess of N is above the last one by so much, and right up to so far above the row's own; wrong ones in a block after which there
 #: is no other
 GUESS_MARGIN, GUESS_ABOVE, WRONG_GUESSES = 16.0, 64.0, 2.0

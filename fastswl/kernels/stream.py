@@ -24,6 +24,9 @@ from fastswl.simd import (
 
 #: bytes of a line, and of a float32 vector, by which lines are moved whatever they hold
 LINE_BYTES = 64
+#: vectors of results that are written between exponentials: a store queue of today holds 48 to 72 (32 instead: up to 4 % slower from
+#: 1,000 classes on; 8: 3 % slower at 400)
+INTERLEAVED = 16
 
 
 @formula
@@ -44,6 +47,15 @@ def write_lines(target, source, n):
 @formula
 def flush(storage, buffer, target, n, first, last):
     """Write `n` numbers that lie at `buffer` + (target % 64) to `target`; the first and the last tile of a block are told."""
+    line, source, n_lines = lines_of_tile(storage, buffer, target, n, first)
+    write_lines(line, source, n_lines)
+    keep_rest(storage, buffer, target, n, line, source, n_lines, last)
+
+
+@formula
+def lines_of_tile(storage, buffer, target, n, first):
+    """The whole lines of `flush`: where they go, where they lie, and how many. What is before them, which only the first tile has,
+    is written."""
     size = itemsize(storage)
     before = target & (LINE_BYTES - 1)
     end = target + n * size
@@ -54,14 +66,19 @@ def flush(storage, buffer, target, n, first, last):
 
     when(skipped, head)
     done = select(skipped, LINE_BYTES, 0)
-    line, source = target - before + done, buffer + done
-    n_lines = greatest(end - line, 0) >> log2_of(LINE_BYTES)
-    write_lines(line, source, n_lines)
+    line = target - before + done
+    return line, buffer + done, greatest(end - line, 0) >> log2_of(LINE_BYTES)
+
+
+@formula
+def keep_rest(storage, buffer, target, n, line, source, n_lines, last):
+    """What is past the whole lines waits for the next tile, once they are written; after the last it is written."""
+    end = target + n * itemsize(storage)
     line, source = line + LINE_BYTES * n_lines, source + LINE_BYTES * n_lines
 
     def tail():
         # from the line's begin: what an earlier tile of the block left there waits, too
-        when(last, lambda: write_numbers(storage, line, source, (end - line) >> log2_of(size)))
+        when(last, lambda: write_numbers(storage, line, source, (end - line) >> log2_of(itemsize(storage))))
         store(FLOAT32, buffer, load(FLOAT32, source))
 
     when(line < end, tail)
