@@ -16,10 +16,10 @@ from fastswl.kernels.stream import LINE_BYTES
 from fastswl.kernels.tiles import CLASSES_IN_LINES
 from fastswl.simd import STORAGES, VECTOR_BYTES
 
-#: classes up to which a row of contiguous classes goes into a tile of rows (loss and gradient in cache, by rows and by tiles: 129
-#: classes 0.74 and 0.38 ns, 256 0.47 and 0.34, 384 0.43 and 0.34, 512 0.38 and 0.35; beyond the cache 384 0.20 both, 512 0.18
-#: and 0.19, and probability targets 0.26 and 0.35)
-PANEL_CLASSES = 384
+#: classes up to which a row of contiguous classes goes into a tile of rows, where arithmetic is in float32 and in float64 (loss and
+#: gradient by rows and by tiles: 384 classes in the third-level cache 0.20 and 0.16 ns, beyond it 0.175 and 0.164; 512 0.174 and
+#: 0.160, 0.158 and 0.167; 640 0.163 both, 0.152 and 0.165; float64, 384 0.36 and 0.35, 0.33 and 0.36)
+PANEL_CLASSES, PANEL_CLASSES_64 = 512, 384
 #: classes of the tiles that go through the stages together
 STEP_CLASSES = 64
 #: bytes of the tiles of rows that lie side by side, below a second-level cache of 1 MB. The more rows, the longer the pieces of each
@@ -64,7 +64,8 @@ def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int
     lanes = layout.lanes
     contiguous = class_stride == layout.itemsize or n_classes == 1
     side_by_side = row_stride == layout.itemsize and not contiguous
-    in_panel = (contiguous or not side_by_side) and n_classes <= PANEL_CLASSES
+    most = PANEL_CLASSES if layout.arithmetic.bitwidth == 32 else PANEL_CLASSES_64
+    in_panel = (contiguous or not side_by_side) and n_classes <= most
     if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
         if in_panel:

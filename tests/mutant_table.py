@@ -593,8 +593,8 @@ WHICH_WALK = [
     mutant(
         "rows of few classes go through the panel walk",
         WALKS,
-        "PANEL_CLASSES = 384",
-        "PANEL_CLASSES = 64",
+        "PANEL_CLASSES, PANEL_CLASSES_64 = 512, 384",
+        "PANEL_CLASSES, PANEL_CLASSES_64 = 64, 384",
         "test_walks.py::test_the_choice_looks_at_rows_only",
     ),
     mutant(
@@ -2460,6 +2460,34 @@ WRITTEN = [
 ]
 
 GUESSED_ROWS = [
+    mutant(
+        "results that wait go out whole: the numbers before the first line of a block",
+        PANEL,
+        "lines_of_tile(results, buffer, waiting, n_numbers, is_first)",
+        "lines_of_tile(results, buffer, waiting, n_numbers, False)",
+        "test_walks.py::test_streamed_results_have_the_same_bits",
+    ),
+    mutant(
+        "results that wait go out whole: what is past the last line",
+        PANEL,
+        "        keep_rest(results, buffer, waiting, n_numbers, line, lines_at, n_lines, False)",
+        "        pass",
+        "test_walks.py::test_streamed_results_have_the_same_bits",
+    ),
+    mutant(
+        "results that wait go out whole: the last tile of a block",
+        PANEL,
+        "waits = may_wait and not is_last",
+        "waits = may_wait",
+        "test_walks.py::test_streamed_results_have_the_same_bits",
+    ),
+    mutant(
+        "float64 rows of few classes go through the panel walk, those of more do not",
+        WALKS,
+        "PANEL_CLASSES if layout.arithmetic.bitwidth == 32 else PANEL_CLASSES_64",
+        "PANEL_CLASSES",
+        "test_walks.py::test_the_choice_looks_at_rows_only",
+    ),
     mutant(
         "every column of a tile is transposed: what large groups leave",
         "kernels/tiles.py",

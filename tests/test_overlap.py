@@ -136,7 +136,7 @@ def test_gradient_over_probability_targets(shape):
 
 
 @pytest.mark.parametrize("argument", ["weight", "sample_weight", "upstream", "targets"])
-@pytest.mark.parametrize("n", [8, 400])
+@pytest.mark.parametrize("n", [8, 600])
 def test_gradient_over_a_vector_that_is_still_needed(argument, n):
     classes = n  # so that every vector has n entries and may lie anywhere in the gradient
     rng = np.random.default_rng(4)
@@ -173,7 +173,7 @@ def test_gradient_over_a_vector_that_is_still_needed(argument, n):
         right_or_refused(run, check, grad_out)
 
 
-@pytest.mark.parametrize(("n", "order"), [(16, 1), (400, 1), (400, -1)])
+@pytest.mark.parametrize(("n", "order"), [(16, 1), (600, 1), (600, -1)])
 def test_gradient_over_the_class_mask(n, order):
     rng = np.random.default_rng(5)
     x = rng.normal(0, 3, (n, 8))

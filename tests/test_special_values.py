@@ -226,7 +226,7 @@ def test_class_mask_hides_whatever_the_logit_is(classes, per_row):
     assert np.all(dirty.grad[~full] == 0) and np.isfinite(dirty.loss)
 
 
-@pytest.mark.parametrize("classes", [10, 100, 393, 1000])
+@pytest.mark.parametrize("classes", [10, 100, 553, 1000])
 @pytest.mark.parametrize("shape", ["all alike", "by image", "by row", "one class alike", "turned", "every other"])
 def test_a_mask_may_have_any_shape_and_strides(classes, shape):
     rng = np.random.default_rng(classes)

@@ -15,9 +15,9 @@ WAYS = {
     "panel of three classes": ((70, 3), -1, lambda x: x),
     "strided": ((3, 21, 8, 16), 1, lambda x: x),
     "strided, Fortran order": ((70, 200), -1, np.asfortranarray),
-    "row": ((37, 400), -1, lambda x: x),
+    "row": ((37, 600), -1, lambda x: x),
     "row of several parts": ((3, 9000), -1, lambda x: x),
-    "row with a class axis in steps": ((5, 400), -1, lambda x: np.repeat(x, 2, axis=1)[:, ::2]),
+    "row with a class axis in steps": ((5, 600), -1, lambda x: np.repeat(x, 2, axis=1)[:, ::2]),
     "split": ((2, 1100000), -1, lambda x: x),
 }
 
@@ -194,7 +194,8 @@ def aligned_memory(size, dtype, alignment=64):
 
 
 @pytest.mark.parametrize(
-    "shape", [(4099, 1), (1000, 3), (777, 10), (333, 33), (259, 100), (101, 200), (53, 400), (37, 1000), (5, 9000)]
+    "shape",
+    [(4099, 1), (1000, 3), (777, 10), (333, 33), (259, 100), (101, 200), (53, 400), (53, 600), (37, 1000), (5, 9000)],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("offset", [0, 1, 5, 15, 31])
@@ -255,12 +256,15 @@ def test_streamed_results_side_by_side_have_the_same_bits(shape, dtype, offset, 
 
 
 def test_the_choice_looks_at_rows_only():
-    for n_classes in (1, 10, 384, 385, 8192, 131073, 1000000, 1048577):
+    for n_classes in (1, 10, 512, 513, 8192, 131073, 1000000, 1048577):
         walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)
-        assert walk.name == ("panel" if n_classes <= 384 else "row" if n_classes <= 1000000 else "split")
+        assert walk.name == ("panel" if n_classes <= 512 else "row" if n_classes <= 1000000 else "split")
+    for n_classes in (384, 385):
+        walk = walks.choose_walk("float64", n_classes, 8, 8 * n_classes, 1)
+        assert walk.name == ("panel" if n_classes <= 384 else "row")
 
 
-@pytest.mark.parametrize("shape", [(70, 10), (37, 200), (37, 400), (17, 4096)])
+@pytest.mark.parametrize("shape", [(70, 10), (37, 200), (37, 600), (17, 4096)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=["plain", "smoothing"])
 def test_bits_do_not_hang_on_the_layout_of_the_result(shape, dtype, options):
