@@ -1932,8 +1932,8 @@ FORMULAS = [
     mutant(
         "the order of the classes does not matter",
         BLOCK,
-        "        for count, pairs in ((1, steps(begin, odd)),",
-        "        for count, pairs in ((1, steps(begin, odd - 1)),",
+        "    for first in steps(begin, odd):",
+        "    for first in steps(begin, odd - 1):",
         "test_properties.py::test_permutation_of_classes",
     ),
     mutant(

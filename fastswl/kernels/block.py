@@ -101,6 +101,16 @@ def nan_where_any(storage, source, n, top):
     return result.value
 
 
+def by_groups(begin, end, size):
+    """For formulas: the numbers from `begin` on by groups of `size` (a power of two), as the first of each group and how many it has;
+    those that fill no group come first, one by one."""
+    odd = begin + ((end - begin) & (size - 1))
+    for first in steps(begin, odd):
+        yield first, 1
+    for first in steps(odd, end, size):
+        yield first, size
+
+
 @formula
 def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds):
     """e = exp(x) in units of the reference into `target` (may be `source`), of the vectors from `first` (an even number) to `n`;
@@ -142,12 +152,9 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
             add(e[2 * i] + e[2 * i + 1])
 
     def add_many(begin, end, note):
-        together = max(vectors_side_by_side() // 2, 1)
-        odd = begin + ((end - begin) & (together - 1))
-        for count, pairs in ((1, steps(begin, odd)), (together, steps(odd, end, together))):
-            for pair in pairs:
-                note(pair, count)
-                add_pairs(pair, count)
+        for pair, count in by_groups(begin, end, max(vectors_side_by_side() // 2, 1)):
+            note(pair, count)
+            add_pairs(pair, count)
 
     n_pairs = n >> 1
     if bounds is None:
@@ -263,11 +270,8 @@ def capped_and_scaled(storage, source, low_parts, slopes, n, softcap, scale):
                 store(storage, place + offset, number)
             top.value = larger(numbers[0], top.value)
 
-    count = vectors_side_by_side()
-    odd = n & (count - 1)
-    for size, numbers in ((1, steps(0, odd)), (count, steps(odd, n, count))):
-        for i in numbers:
-            several([VECTOR_BYTES * (i + k) for k in range(size)])
+    for i, count in by_groups(0, n, vectors_side_by_side()):
+        several([VECTOR_BYTES * (i + k) for k in range(count)])
     return top.value
 
 

@@ -212,6 +212,13 @@ def write_vectors(storage, results, first, n):
     write_vectors_here(storage, results, first, n)
 
 
+@routine
+def write_bite(storage, results, written, first, n):
+    """`write_vectors`, of `n` from the vector `first` after those numbers on; nothing where that is negative."""
+    if n > 0:
+        write_vectors(storage, results, written + first * lanes(storage), n)
+
+
 @formula
 def write_vectors_here(storage, results, first, n):
     arithmetic = arithmetic_of(storage)

@@ -483,7 +483,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
     buffer = scratch + plan.line_buffer if plan.line_buffer != 0 else 0
     # (results of rows that lie side by side: those of steps that are whole only)
     tile_buffer = buffer if plan.gathered != 0 else 0
-    # results that go out while the next tile is computed (256 classes: 0.20 to 0.17 ns)
+    # results that go out while the next tile is computed (256 classes: 0.20 to 0.16 ns)
     may_wait = tile_buffer != 0 and step_rows == rows
     waiting, waiting_is_first = word(0), False
     for block in range(first, last):

@@ -31,7 +31,7 @@ from fastswl.kernels.lines import (
     put_edge,
     vectors_in,
     vectors_of,
-    write_vectors,
+    write_bite,
 )
 from fastswl.kernels.plan import (
     INDEX_TARGETS,
@@ -209,9 +209,7 @@ def row_part(
     # stores that wait for main memory and arithmetic take turns, in bites that the store queue holds: neither waits for the other
     bite = INTERLEAVED if n_done > 0 else n_vectors
     for first in range(0, n_vectors, bite):
-        n_now = least(bite, n_done - first)
-        if n_now > 0:
-            write_vectors(result_of(storage), done, written + first * lanes(storage), n_now)
+        write_bite(result_of(storage), done, written, first, least(bite, n_done - first))
         high, low = exp_of_bite(
             arithmetic,
             source,
@@ -227,8 +225,7 @@ def row_part(
             high,
             low,
         )
-    if n_done > n_vectors:
-        write_vectors(result_of(storage), done, written + n_vectors * lanes(storage), n_done - n_vectors)
+    write_bite(result_of(storage), done, written, n_vectors, n_done - n_vectors)
     total, total_low = total_of_lanes(arithmetic, high, low)
     store_sums(part, step, total, total_low)
     put_back_in_part(arithmetic, logits, chosen, select(plan.operation == LOG_SOFTMAX, apart, apart_exp))
@@ -267,9 +264,7 @@ def guess_part(
     n_done = vectors_in(storage, done.n - written)
     bite = INTERLEAVED if n_done > 0 else n_vectors
     for first in range(0, n_vectors, bite):
-        n_now = least(bite, n_done - first)
-        if n_now > 0:
-            write_vectors(results, done, written + first * lanes(storage), n_now)
+        write_bite(results, done, written, first, least(bite, n_done - first))
         high, low, top, bottom = exp_of_guessed_bite(
             storage,
             logits,
@@ -286,8 +281,7 @@ def guess_part(
             top,
             bottom,
         )
-    if n_done > n_vectors:
-        write_vectors(results, done, written + n_vectors * lanes(storage), n_done - n_vectors)
+    write_bite(results, done, written, n_vectors, n_done - n_vectors)
     return settle_guess(
         storage, table, part, step, exponentials, units, lowest, high, low, top, bottom, chosen, apart_exp
     )

@@ -67,7 +67,7 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     SPREAD_DISTANCE,  # sum of q_c (m - x_c) over the spread part
     MASS_AT,  # whole number: where q lies of the classes, or what is like it for all of them
     MASS_MOVES,  # whole number: 1, or 0 if q is the same vector for all
-    APART_EXP_LOW,  # what its first part leaves of it, in float64
+    APART_EXP_LOW,  # what APART_EXP leaves of that, where arithmetic is in float64
     TARGET_MASS,  # q at the target without its share of smoothing: (1 - eps) w_y
     SPREAD_AT_TARGET,  # (eps/C) w_y
     ROW_WEIGHT,  # of the loss: sample_weight, 0 for a row that is ignored
@@ -274,11 +274,11 @@ def raise_left_out(storage, plan, table):
     tile's meanwhile (2 classes, loss and gradient: 2.43 to 2.22 ns an element).
     """
     if plan.operation != SOFTMAX:
-        store_left_out(storage, table)
+        exponentials_left_out(storage, table)
 
 
 @formula
-def store_left_out(storage, table):
+def exponentials_left_out(storage, table):
     apart = load_wide(storage, table + APART)
     magic, lowest = exp_reference(FLOAT64, load_wide(storage, table + POWER))
     if in_float64(storage):
