@@ -1852,7 +1852,7 @@ FORMULAS = [
     mutant(
         "a logsumexp near zero is summed up again",
         ROWS,
-        "abs(value) < NEAR_ZERO:",
+        "abs(value) < near:",
         "abs(value) < 0.0:",
         "test_exactness.py::test_logsumexp_near_zero_keeps_its_relative_accuracy",
     ),

@@ -21,17 +21,19 @@ from fastswl.simd import (
     wide_zero,
     widen,
 )
-from fastswl.vectormath import exact_total_of_lanes, exp, exp_exactly, log_of_quotient, two_sum
+from fastswl.vectormath import exact_total_of_lanes, exp, exp_exactly, log, log_of_quotient, two_sum
 
 #: results below which the error of an exponential, half a unit of 1 or less, is more than two units of the result
 NEAR_ZERO = 0.25
+#: the same where no class is left out of the sum, whose own exponential has more digits
+NEAR_ZERO_OF_ALL = 1.0
 #: and those of float32 below which even that of a float64 exponential is
 NEARER_ZERO = 2.0**-28
 
 
 @routine
 def log_of_sum(storage, plan, place, room, exactly):
-    """log of the sum of exp(x) of the row at `place`, from 0.75 to 1.3; there is room for a vector at `room`."""
+    """log of the sum of exp(x) of the row at `place`, from 0.3 to 3; there is room for a vector at `room`."""
     arithmetic = arithmetic_of(storage)
     width, stride = lanes(storage), plan.logits_class
     high, low = wide_zero(storage), wide_zero(storage)
@@ -53,6 +55,8 @@ def log_of_sum(storage, plan, place, room, exactly):
         high, rest = two_sum(high, e)
         low = low + rest
     total, total_low = exact_total_of_lanes(storage, high, low)
+    if total < 0.75 or total > 1.3:
+        return lane(log(splat_like(high, total)), 0) + total_low / total
     # S - 1 is exact
     above = splat_like(high, (total - 1.0) + total_low)
     return lane(log_of_quotient(FLOAT64, above / (2.0 + above)), 0)

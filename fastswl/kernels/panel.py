@@ -23,6 +23,7 @@ from fastswl.kernels.block import (
     subtract,
 )
 from fastswl.kernels.plan import (
+    COMPARED_CLASSES,
     INDEX_TARGETS,
     LOG_SOFTMAX,
     LOGSUMEXP,
@@ -30,6 +31,7 @@ from fastswl.kernels.plan import (
     SOFTMAX,
     capped,
     changed,
+    leaves_one_out,
     load_plan,
     spread_evenly,
     spread_wanted,
@@ -107,8 +109,6 @@ from fastswl.simd import (
 )
 from fastswl.vectormath import exp_reference, nearest_power
 
-#: classes up to which a row's own class is found by comparing with every class (a vector of rows at a time), not by row
-COMPARED_CLASSES = 32
 #: bytes that come into the second-level cache ahead of rows that lie side by side
 STRIDED_AHEAD = 65536
 #: classes up to which tiles of rows that lie side by side are loaded and stored one after the other (10: 16.6 ms, together 18.5)
@@ -150,12 +150,12 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
         m = settle_shift(arithmetic, table, shift, block_maximum(arithmetic, tile, n_classes))
     store_wide(arithmetic, table + POWER, widen(nearest_power(arithmetic, m)))
 
-    if plan.operation != SOFTMAX and plan.kind != INDEX_TARGETS:
+    if leaves_one_out(plan) and plan.kind != INDEX_TARGETS:
         find_largest(arithmetic, table, tile, low_parts, n_classes)
     if target_storage is not None and spread_wanted(plan):
         spread_of_tile(arithmetic, target_storage, plan, table, tile, low_parts, mass, m, outer, inner, count)
 
-    if plan.operation != SOFTMAX:
+    if leaves_one_out(plan):
         leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
 
 

@@ -36,9 +36,11 @@ from fastswl.kernels.lines import (
 from fastswl.kernels.plan import (
     INDEX_TARGETS,
     LOG_SOFTMAX,
+    LOGSUMEXP,
     LOSS,
     SOFTMAX,
     changed,
+    leaves_one_out,
     spread_evenly,
     spread_wanted,
 )
@@ -137,7 +139,7 @@ def row_part(
     # what follows in memory: the next part, or the next row of a contiguous array
     ahead = place + plan.logits_class * n
     in_place = stays_in_place(storage, plan, n) and load_double(table + SHIFT + 8 * row) == 0.0
-    if target_storage is None and in_place and may_be_guessed(plan, table):
+    if in_place and may_be_guessed(plan, table):
         results = result_of(storage)
         if guess_part(
             arithmetic, results, plan, table, row, part, step, logits, place, first_class, n, ahead, done, written
@@ -169,7 +171,7 @@ def row_part(
     m, magic, lowest = reference_of_part(arithmetic, part, step, top, logits)
 
     chosen = target_in_part(plan, table, row, first_class, n)
-    if plan.kind != INDEX_TARGETS and plan.operation != SOFTMAX:
+    if plan.kind != INDEX_TARGETS and leaves_one_out(plan):
         chosen = first_of_part(arithmetic, source, logits, copied, n, top)
     m_low = 0.0
     if target_storage is not None and low_parts != 0 and plan.kind != INDEX_TARGETS and chosen >= 0:
@@ -235,7 +237,8 @@ def row_part(
 def may_be_guessed(plan, table):
     """Whether the power of two of a part may be guessed: only its exponentials hang on the largest logit, and guesses were right."""
     right = load_double(table + GUESS + 8) < WRONG_GUESSES
-    return right & ((plan.operation == SOFTMAX) | ((plan.operation == LOSS) & (plan.kind == INDEX_TARGETS)))
+    loss = (plan.operation == LOSS) & (plan.kind == INDEX_TARGETS) & ~spread_wanted(plan)
+    return right & ((plan.operation == SOFTMAX) | (plan.operation == LOGSUMEXP) | loss)
 
 
 @routine

@@ -15,6 +15,8 @@ from fastswl.simd import Words, formula, words_at
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, LOSS = range(4)
 #: kinds of targets of a loss
 NO_TARGETS, INDEX_TARGETS, PROBABILITY_TARGETS = range(3)
+#: classes up to which a row's own class is found by comparing with every class (a vector of rows at a time), not by row
+COMPARED_CLASSES = 32
 
 
 class Plan(NamedTuple):
@@ -117,6 +119,17 @@ def spread_wanted(plan):
 def spread_evenly(plan):
     """Whether that mass is the same for every row: smoothing of class indices without a mask."""
     return (plan.kind == INDEX_TARGETS) & (plan.label_smoothing != 0.0) & (plan.mask == 0)
+
+
+@formula
+def leaves_one_out(plan):
+    """Whether one class is left out of a row's sum: the target, or the largest where there is no target.
+
+    A logsumexp needs that only near 0, where rows of few classes often are; one of many classes is summed up again there (see
+    `near_zero.py`), and all others are spared looking for the largest (256 classes: @@ ns an element).
+    """
+    few = (plan.operation != LOGSUMEXP) | (plan.n_classes <= COMPARED_CLASSES)
+    return (plan.operation != SOFTMAX) & few
 
 
 @formula

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastswl.compilation import routine
-from fastswl.kernels.near_zero import NEAR_ZERO, logsumexp_near_zero
-from fastswl.kernels.plan import INDEX_TARGETS, LOGSUMEXP, LOSS, NO_TARGETS, SOFTMAX, spread_wanted
+from fastswl.kernels.near_zero import NEAR_ZERO, NEAR_ZERO_OF_ALL, logsumexp_near_zero
+from fastswl.kernels.plan import INDEX_TARGETS, LOGSUMEXP, LOSS, NO_TARGETS, SOFTMAX, leaves_one_out, spread_wanted
 from fastswl.kernels.targets import index_bytes, load_index, load_indices
 from fastswl.simd import (
     FLOAT64,
@@ -101,6 +101,7 @@ def start_block(storage, table):
     for offset in steps(0, TABLE_BYTES, LINE):
         store_wide(storage, table + offset, zero)
     store_wide(storage, table + CLASS, splat_like(zero, -1.0))
+    store_wide(storage, table + APART, splat_like(zero, -np.inf))
     store(storage, table + ONES, narrow(storage, splat_like(zero, 1.0)))
     store_double(table + GUESS, FIRST_GUESS)
 
@@ -441,13 +442,14 @@ def store_row_values(storage, target_storage, plan, table, sums, outer, inner, c
         store_wide(storage, sums + SUM, high)
         store_wide(storage, sums + SUM_LOW, load_wide(storage, sums + SUM_LOW) + error)
     if plan.row_values != 0:
+        near = NEAR_ZERO if leaves_one_out(plan) else NEAR_ZERO_OF_ALL
         for row in range(count):
             place = plan.row_values + outer * plan.row_values_outer + (inner + row) * plan.row_values_inner
             value = load_double(table + LOSS_VALUE + 8 * row)
             if plan.operation == LOSS:
                 store_one(arithmetic, place, value)
             else:
-                if target_storage is not None and abs(value) < NEAR_ZERO:
+                if target_storage is not None and abs(value) < near:
                     logits = plan.logits + outer * plan.logits_outer + (inner + row) * plan.logits_inner
                     value = logsumexp_near_zero(storage, plan, logits, table + SPREAD_MASS)
                 store_one(result_of(storage), place, value)
