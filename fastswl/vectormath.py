@@ -103,6 +103,20 @@ _ATANH_FOR_32 = (
     0.6666667563103541336,
 )
 
+#: (log(1 + f) - f) / f**2 from -1/4 to 1/2: 2**-30.4 of the logarithm
+_LOG1P_32 = (
+    0.037319389987501735862,
+    -0.09126823699627408382,
+    0.11755417142502224162,
+    -0.12750036325185514113,
+    0.14272043068870964536,
+    -0.16652291402673909513,
+    0.19999623682663763689,
+    -0.25000290239726744721,
+    0.3333334219441878872,
+    -0.49999998441481717429,
+)
+
 #: (tanh(u) / u - 1) / u**2 in u**2 up to SMALL_TANH, to 2**-31.4 of tanh(u) - u
 SMALL_TANH = 0.5
 _TANH_32 = (
@@ -335,6 +349,17 @@ def log(a):
     result = high + (rest + fma(s * z, polynomial(z, _ATANH_64), remainder + remainder + multiple_low))
     result = select(a == 0.0, splat_like(k, -np.inf), result)
     return select(a < np.inf, result, a)
+
+
+@formula
+def log1p_for_float32(a):
+    """log(1 + a) of float32 vectors from 0 to 2, at most 1 ulp off."""
+    large = a >= 0.5
+    # 1 + a = 2 (1 + f): a - 1 is exact
+    f = select(large, (a - 1.0) * 0.5, a)
+    whole, rest = _LN2_FMA_32
+    near = fma(f * f, polynomial(f, _LOG1P_32), f)
+    return select(large, (near + rest) + whole, near)
 
 
 @formula

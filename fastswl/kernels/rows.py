@@ -362,7 +362,6 @@ def store_losses(storage, plan, table, sums):
     """The losses; the mass that the gradient is made of."""
     zero = wide_zero(storage)
     target_mass = load_wide(storage, table + TARGET_MASS)
-    row_weight = load_wide(storage, table + ROW_WEIGHT)
     own = select(target_mass == 0.0, zero, target_mass * sums.log_ratio)
 
     def with_mass_elsewhere():
@@ -383,10 +382,18 @@ def store_losses(storage, plan, table, sums):
         lambda: (own, RowMass(target_mass, zero, zero, zero)),
         with_mass_elsewhere,
     )
-    loss = select(sums.total == sums.total, loss, sums.total)
-    loss = select(sums.nothing, splat_like(zero, np.nan), loss) * row_weight
-    store_wide(storage, table + LOSS_VALUE, select(row_weight == 0.0, zero, loss))
+    keep_losses(storage, table, loss, sums.total, sums.nothing)
     return mass
+
+
+@formula
+def keep_losses(storage, table, loss, total, nothing):
+    """The losses times the weights of their rows, NaN where the sum is or where there is nothing to add up."""
+    zero = wide_zero(storage)
+    row_weight = load_wide(storage, table + ROW_WEIGHT)
+    loss = select(total == total, loss, total)
+    loss = select(nothing, splat_like(zero, np.nan), loss) * row_weight
+    store_wide(storage, table + LOSS_VALUE, select(row_weight == 0.0, zero, loss))
 
 
 @formula

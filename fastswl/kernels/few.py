@@ -1,0 +1,203 @@
+"""Rows of two or three classes, whole in registers, in float32 throughout.
+
+So few classes leave nothing to do but what is done once a row, and in float64 that is most of the time (loss and gradient of 2
+classes: 2.2 ns an element by the stages of a tile, @@ here). Here the logits' differences from the largest are sums of two,
+so their exponentials know no power of two and the largest has exactly 1; what follows has digits enough in float32: with D the sum
+of the others' exponentials, S = 1 + D exactly in two parts, and
+
+    softmax_c = e_c / S,    loss = log(1 + D) + (m - x_t),    gradient_c = f e_c / S,    gradient_t = -f (S - e_t) / S,
+
+where S - e_t is added up from the others.
+"""
+
+import functools
+
+import numpy as np
+
+from fastswl.compilation import routine
+from fastswl.kernels.block import larger
+from fastswl.kernels.plan import INDEX_TARGETS, LOSS, SOFTMAX
+from fastswl.kernels.rows import (
+    AGAIN,
+    CLASS,
+    ROW_FACTOR,
+    ROW_WEIGHT,
+    TABLE_BYTES,
+    TARGET_MASS,
+    describe_rows,
+    keep_losses,
+    store_row_values,
+)
+from fastswl.kernels.stream import LINE_BYTES, flush
+from fastswl.kernels.tiles import load_tile, store_tile
+from fastswl.simd import (
+    VECTOR_BYTES,
+    SideBySide,
+    arithmetic_of,
+    by_type,
+    choose,
+    fma,
+    formula,
+    has_fma,
+    lanes,
+    least,
+    load,
+    load_wide,
+    narrow,
+    quotient,
+    result_of,
+    select,
+    splat_like,
+    steps,
+    store,
+    vectors_side_by_side,
+    when,
+    wide_zero,
+    widen,
+)
+from fastswl.vectormath import BIAS_32, exp_of_sum_above, exp_reference, log1p_for_float32, split_float, two_sum
+
+#: the unit of exponentials, that of the largest
+UNIT = 2.0**BIAS_32
+
+
+@formula
+def few_serve(storage, target_storage, plan):
+    """Whether a call's rows have two or three classes and nothing that is not told above. (Sums of two want a fused multiply-add.)"""
+    if target_storage is not None or not has_fma() or by_type(storage, False, True):
+        return False
+    loss = (plan.operation == LOSS) & (plan.kind == INDEX_TARGETS) & (plan.z_loss == 0.0) & (plan.softmax == 0)
+    return (plan.n_classes > 1) & (plan.n_classes <= 3) & ((plan.operation == SOFTMAX) | loss)
+
+
+@routine
+def few_step(storage, target_storage, plan, scratch, outer, inner, end, buffer, first, last):
+    """The rows from `inner` to `end`, by way of `buffer` where it is not 0; the first and the last step of a block are told."""
+    arithmetic, results = arithmetic_of(storage), result_of(storage)
+    rows, n_classes = lanes(storage), plan.n_classes
+    table = scratch
+    for row in range(inner, end, rows):
+        count = least(rows, end - row)
+        describe_rows(arithmetic, plan, table, outer, row, count)
+        source = plan.logits + outer * plan.logits_outer + row * plan.logits_inner
+        load_tile(storage, table + TABLE_BYTES, source, plan.logits_inner, plan.logits_class, n_classes, count)
+        table += plan.tile_bytes
+    finish_few(arithmetic, plan, scratch, table)
+    if plan.operation == LOSS:
+        table = scratch
+        for row in range(inner, end, rows):
+            store_row_values(storage, target_storage, plan, table, scratch, outer, row, least(rows, end - row))
+            table += plan.tile_bytes
+    if plan.out != 0:
+        out = plan.out + outer * plan.out_outer + inner * plan.out_inner
+        place = select(buffer == 0, out, buffer + out % LINE_BYTES)
+        table = scratch
+        for row in range(inner, end, rows):
+            count = least(rows, end - row)
+            store_tile(
+                results, table + TABLE_BYTES, table + AGAIN, place, plan.out_inner, plan.out_class, n_classes, count
+            )
+            place += plan.out_inner * rows
+            table += plan.tile_bytes
+        if buffer != 0:
+            flush(results, buffer, out, n_classes * (end - inner), first, last)
+
+
+@formula
+def finish_few(storage, plan, first, end):
+    """From the logits in tiles, each behind its table, to the results in place of them, and the losses in the tables."""
+    if by_type(storage, False, True):
+        return
+    # (the chains of operations of one tile are too long for a processor to begin the next one's meanwhile. Of an odd number of
+    # tiles the last has an idle one beside it)
+    side_by_side = max(vectors_side_by_side() // 2, 1)
+    for step in steps(0, quotient(end - first, plan.tile_bytes), side_by_side):
+        tables = [first + plan.tile_bytes * (step + k) for k in range(side_by_side)]
+        of_two, of_three = (functools.partial(few_classes, storage, plan, tables, n) for n in (2, 3))
+        choose(plan.n_classes == 3, of_two, of_three)
+
+
+def few_classes(storage, plan, tables, n_classes):
+    """For formulas: the same of some tiles side by side, of a number of classes that is known while the code is written."""
+
+    def wide(line):
+        return SideBySide(*(load_wide(storage, table + line) for table in tables))
+
+    places = [[table + TABLE_BYTES + VECTOR_BYTES * c for table in tables] for c in range(n_classes)]
+    logits = [SideBySide(*(load(storage, place) for place in own)) for own in places]
+    zero = splat_like(load(storage, places[0][0]), 0.0)
+    top = zero - np.inf
+    for x in logits:
+        top = larger(x, top)
+    magic, lowest = exp_reference(storage, zero)
+    # (all classes of all tiles side by side)
+    away, away_low = two_sum(joined(logits), joined([-top] * n_classes))
+    e = parted(exp_of_sum_above(storage, away, away_low, magic, lowest), n_classes)
+
+    is_top, found = [], None
+    for x in logits:
+        here = x == top
+        is_top.append(here if found is None else here & ~found)
+        found = here if found is None else found | here
+    others = added_up(e, is_top)
+    total = others + UNIT
+    total_low = others - (total - UNIT)
+    # +inf has no finite answer
+    total = select(top < np.inf, total, splat_like(zero, np.nan))
+    inverse = 1.0 / total
+    inverse_low = (fma(-inverse, total, 1.0) - inverse * total_low) * inverse
+
+    def store_all(c, numbers):
+        for place, number in zip(places[c], numbers, strict=True):
+            store(storage, place, number)
+
+    def softmax():
+        for c, own in enumerate(e):
+            store_all(c, fma(own, inverse, own * inverse_low))
+
+    def loss():
+        nothing = (sum(logits[1:], logits[0]) == -np.inf) & (top == -np.inf)
+        index = narrow(storage, wide(CLASS))
+        at_target = [index == c for c in range(n_classes)]
+        gap, gap_low = zero, zero
+        for here, own, low in zip(at_target, parted(away, n_classes), parted(away_low, n_classes), strict=True):
+            gap, gap_low = select(here, own, gap), select(here, low, gap_low)
+        gap_low = select(gap_low == gap_low, gap_low, zero)
+        log_ratio = (log1p_for_float32(others * (1.0 / UNIT)) - gap_low) - gap
+        target_mass = wide(TARGET_MASS)
+        own = select(target_mass == 0.0, wide_zero(storage), target_mass * widen(log_ratio))
+        for each in zip(tables, own, widen(total), nothing, strict=True):
+            keep_losses(storage, *each)
+
+        def gradient():
+            factor, factor_low = split_float(storage, target_mass * wide(ROW_FACTOR))
+            scale = inverse * factor
+            scale_low = fma(inverse, factor, -scale) + (inverse * factor_low + inverse_low * factor)
+            # a target of -inf pulls at nothing
+            rest = select(gap == -np.inf, zero, 0.0 - added_up(e, at_target))
+            still = (wide(ROW_WEIGHT) == 0.0) | nothing
+            for c, (own, here) in enumerate(zip(e, at_target, strict=True)):
+                numerator = select(here, rest, own)
+                store_all(c, select(still, zero, fma(numerator, scale, numerator * scale_low)))
+
+        when(plan.out != 0, gradient)
+
+    choose(plan.operation == SOFTMAX, loss, softmax)
+
+
+def joined(groups):
+    """For formulas: several groups of vectors side by side as one."""
+    return SideBySide(*(one for group in groups for one in group))
+
+
+def parted(whole, n_groups):
+    """The reverse."""
+    each = list(whole)
+    size = len(each) // n_groups
+    return [SideBySide(*each[size * i : size * (i + 1)]) for i in range(n_groups)]
+
+
+def added_up(e, left_out):
+    """For formulas: the sum of all but one."""
+    terms = [select(here, splat_like(next(iter(own)), 0.0), own) for own, here in zip(e, left_out, strict=True)]
+    return sum(terms[1:], terms[0])
