@@ -20,12 +20,14 @@ from fastswl.kernels.plan import INDEX_TARGETS, LOSS, SOFTMAX
 from fastswl.kernels.rows import (
     AGAIN,
     CLASS,
+    LOSS_VALUE,
     ROW_FACTOR,
     ROW_WEIGHT,
     TABLE_BYTES,
     TARGET_MASS,
+    describe_classes,
     describe_rows,
-    keep_losses,
+    rows_are_plain,
     store_row_values,
 )
 from fastswl.kernels.stream import LINE_BYTES, flush
@@ -39,17 +41,21 @@ from fastswl.simd import (
     fma,
     formula,
     has_fma,
+    interleave,
+    itemsize,
     lanes,
     least,
     load,
     load_wide,
+    log2_of,
     narrow,
-    quotient,
     result_of,
     select,
+    separate,
     splat_like,
     steps,
     store,
+    store_wide,
     vectors_side_by_side,
     when,
     wide_zero,
@@ -74,15 +80,20 @@ def few_serve(storage, target_storage, plan):
 def few_step(storage, target_storage, plan, scratch, outer, inner, end, buffer, first, last):
     """The rows from `inner` to `end`, by way of `buffer` where it is not 0; the first and the last step of a block are told."""
     arithmetic, results = arithmetic_of(storage), result_of(storage)
-    rows, n_classes = lanes(storage), plan.n_classes
-    table = scratch
-    for row in range(inner, end, rows):
-        count = least(rows, end - row)
-        describe_rows(arithmetic, plan, table, outer, row, count)
-        source = plan.logits + outer * plan.logits_outer + row * plan.logits_inner
-        load_tile(storage, table + TABLE_BYTES, source, plan.logits_inner, plan.logits_class, n_classes, count)
-        table += plan.tile_bytes
-    finish_few(arithmetic, plan, scratch, table)
+    rows = lanes(storage)
+    n_tiles = (end - inner + rows - 1) // rows
+    if plan.operation == LOSS:
+        table = scratch
+        for row in range(inner, end, rows):
+            count = least(rows, end - row)
+            if weighted(plan) or not rows_are_plain(arithmetic, plan, count):
+                describe_rows(arithmetic, plan, table, outer, row, count)
+            else:
+                place = plan.targets + outer * plan.targets_outer + row * plan.targets_inner
+                describe_classes(arithmetic, plan, table, place)
+            table += plan.tile_bytes
+    load_few(storage, plan, scratch, plan.logits + outer * plan.logits_outer + inner * plan.logits_inner, end - inner)
+    finish_few(arithmetic, plan, scratch, n_tiles)
     if plan.operation == LOSS:
         table = scratch
         for row in range(inner, end, rows):
@@ -91,28 +102,72 @@ def few_step(storage, target_storage, plan, scratch, outer, inner, end, buffer, 
     if plan.out != 0:
         out = plan.out + outer * plan.out_outer + inner * plan.out_inner
         place = select(buffer == 0, out, buffer + out % LINE_BYTES)
-        table = scratch
-        for row in range(inner, end, rows):
-            count = least(rows, end - row)
-            store_tile(
-                results, table + TABLE_BYTES, table + AGAIN, place, plan.out_inner, plan.out_class, n_classes, count
-            )
-            place += plan.out_inner * rows
-            table += plan.tile_bytes
+        store_few(results, plan, scratch, place, end - inner)
         if buffer != 0:
-            flush(results, buffer, out, n_classes * (end - inner), first, last)
+            flush(results, buffer, out, plan.n_classes * (end - inner), first, last)
 
 
 @formula
-def finish_few(storage, plan, first, end):
+def weighted(plan):
+    """Whether rows may count for more or less than others."""
+    return (plan.weight != 0) | (plan.sample_weight != 0) | (plan.upstream != 0)
+
+
+@formula
+def load_few(storage, plan, scratch, source, n_rows):
+    """`load_tile` of all tiles of a step (whole tiles of rows that lie end to end without asking for each how it lies)."""
+
+    def one(of, tile, row, count):
+        place = source + plan.logits_inner * row
+        load_tile(of, tile, place, plan.logits_inner, plan.logits_class, plan.n_classes, count)
+
+    move_few(storage, plan, scratch, n_rows, plan.logits_inner, plan.logits_class, source, one, separate)
+
+
+@formula
+def store_few(storage, plan, scratch, target, n_rows):
+    """The reverse; `storage` is that of the results."""
+
+    def one(of, tile, row, count):
+        place = target + plan.out_inner * row
+        store_tile(of, tile, scratch + AGAIN, place, plan.out_inner, plan.out_class, plan.n_classes, count)
+
+    def all_of(of, place, tile, n_classes):
+        interleave(of, tile, place, n_classes)
+
+    move_few(storage, plan, scratch, n_rows, plan.out_inner, plan.out_class, target, one, all_of)
+
+
+def move_few(storage, plan, scratch, n_rows, row_stride, class_stride, place, one, end_to_end):
+    """For formulas: go over the tiles of a step by `one` or by `end_to_end`."""
+    rows, size = lanes(storage), itemsize(storage)
+
+    def tile_of(row):
+        return scratch + TABLE_BYTES + plan.tile_bytes * (row >> log2_of(rows))
+
+    def each():
+        for row in steps(0, n_rows, rows):
+            one(storage, tile_of(row), row, least(rows, n_rows - row))
+
+    def whole(n_classes):
+        for row in steps(0, n_rows, rows):
+            end_to_end(storage, place + size * n_classes * row, tile_of(row), n_classes)
+
+    apart = (class_stride != size) | (row_stride != size * plan.n_classes) | ((n_rows & (rows - 1)) != 0)
+    way = select(apart, 0, plan.n_classes - 1)
+    choose(way, each, functools.partial(whole, 2), functools.partial(whole, 3))
+
+
+@formula
+def finish_few(storage, plan, scratch, n_tiles):
     """From the logits in tiles, each behind its table, to the results in place of them, and the losses in the tables."""
     if by_type(storage, False, True):
         return
     # (the chains of operations of one tile are too long for a processor to begin the next one's meanwhile. Of an odd number of
     # tiles the last has an idle one beside it)
-    side_by_side = max(vectors_side_by_side() // 2, 1)
-    for step in steps(0, quotient(end - first, plan.tile_bytes), side_by_side):
-        tables = [first + plan.tile_bytes * (step + k) for k in range(side_by_side)]
+    side_by_side = vectors_side_by_side()
+    for step in steps(0, n_tiles, side_by_side):
+        tables = [scratch + plan.tile_bytes * (step + k) for k in range(side_by_side)]
         of_two, of_three = (functools.partial(few_classes, storage, plan, tables, n) for n in (2, 3))
         choose(plan.n_classes == 3, of_two, of_three)
 
@@ -164,18 +219,34 @@ def few_classes(storage, plan, tables, n_classes):
             gap, gap_low = select(here, own, gap), select(here, low, gap_low)
         gap_low = select(gap_low == gap_low, gap_low, zero)
         log_ratio = (log1p_for_float32(others * (1.0 / UNIT)) - gap_low) - gap
-        target_mass = wide(TARGET_MASS)
-        own = select(target_mass == 0.0, wide_zero(storage), target_mass * widen(log_ratio))
-        for each in zip(tables, own, widen(total), nothing, strict=True):
-            keep_losses(storage, *each)
+        nan = splat_like(zero, np.nan)
+        log_ratio = select((total == total) & ~nothing, log_ratio, nan)
+        still = nothing | (index == -1.0)
+
+        def plain_losses():
+            for table, own in zip(tables, select(index == -1.0, zero, log_ratio), strict=True):
+                store_wide(storage, table + LOSS_VALUE, widen(own))
+
+        def weighted_losses():
+            mass, weight, none = wide(TARGET_MASS), wide(ROW_WEIGHT), wide_zero(storage)
+            # (a class without weight has no loss, however far it is)
+            own = select((mass == 0.0) & (log_ratio == log_ratio), none, mass * widen(log_ratio))
+            for table, one in zip(tables, select(weight == 0.0, none, own * weight), strict=True):
+                store_wide(storage, table + LOSS_VALUE, one)
+
+        choose(weighted(plan), plain_losses, weighted_losses)
 
         def gradient():
-            factor, factor_low = split_float(storage, target_mass * wide(ROW_FACTOR))
+            def plain_factor():
+                return split_float(storage, splat_like(wide_zero(storage), plan.row_factor))
+
+            factor, factor_low = choose(
+                weighted(plan), plain_factor, lambda: split_float(storage, wide(TARGET_MASS) * wide(ROW_FACTOR))
+            )
             scale = inverse * factor
             scale_low = fma(inverse, factor, -scale) + (inverse * factor_low + inverse_low * factor)
             # a target of -inf pulls at nothing
             rest = select(gap == -np.inf, zero, 0.0 - added_up(e, at_target))
-            still = (wide(ROW_WEIGHT) == 0.0) | nothing
             for c, (own, here) in enumerate(zip(e, at_target, strict=True)):
                 numerator = select(here, rest, own)
                 store_all(c, select(still, zero, fma(numerator, scale, numerator * scale_low)))

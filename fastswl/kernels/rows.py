@@ -125,13 +125,20 @@ def weigh_row(plan, table, row, chosen):
 
 
 @formula
-def describe_plain_rows(storage, plan, table, place):
-    """A whole tile of rows that have nothing but an index, and their indices side by side; 1 if any is ignored, else 0."""
+def describe_classes(storage, plan, table, place):
+    """The indices of a whole tile of rows, which lie side by side; in which lanes they are those of ignored rows."""
     index = load_indices(storage, plan.index_code, place)
     ignored = index == plan.ignore_index
+    store_wide(storage, table + CLASS, select(ignored, splat_like(index, -1.0), index))
+    return ignored
+
+
+@formula
+def describe_plain_rows(storage, plan, table, place):
+    """A whole tile of rows that have nothing but an index, and their indices side by side; 1 if any is ignored, else 0."""
+    ignored = describe_classes(storage, plan, table, place)
     zero = wide_zero(storage)
     one = splat_like(zero, 1.0)
-    store_wide(storage, table + CLASS, select(ignored, -one, index))
     store_wide(storage, table + TARGET_MASS, select(ignored, zero, one * (1.0 - plan.label_smoothing)))
     store_wide(storage, table + SPREAD_AT_TARGET, one * smoothing_unit(plan))
     store_wide(storage, table + ROW_WEIGHT, select(ignored, zero, one))
@@ -362,6 +369,7 @@ def store_losses(storage, plan, table, sums):
     """The losses; the mass that the gradient is made of."""
     zero = wide_zero(storage)
     target_mass = load_wide(storage, table + TARGET_MASS)
+    row_weight = load_wide(storage, table + ROW_WEIGHT)
     own = select(target_mass == 0.0, zero, target_mass * sums.log_ratio)
 
     def with_mass_elsewhere():
@@ -382,18 +390,10 @@ def store_losses(storage, plan, table, sums):
         lambda: (own, RowMass(target_mass, zero, zero, zero)),
         with_mass_elsewhere,
     )
-    keep_losses(storage, table, loss, sums.total, sums.nothing)
-    return mass
-
-
-@formula
-def keep_losses(storage, table, loss, total, nothing):
-    """The losses times the weights of their rows, NaN where the sum is or where there is nothing to add up."""
-    zero = wide_zero(storage)
-    row_weight = load_wide(storage, table + ROW_WEIGHT)
-    loss = select(total == total, loss, total)
-    loss = select(nothing, splat_like(zero, np.nan), loss) * row_weight
+    loss = select(sums.total == sums.total, loss, sums.total)
+    loss = select(sums.nothing, splat_like(zero, np.nan), loss) * row_weight
     store_wide(storage, table + LOSS_VALUE, select(row_weight == 0.0, zero, loss))
+    return mass
 
 
 @formula
