@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fastswl import forks, threads
 from fastswl.compilation import DRIVER_SIGNATURE, compiled_address, compiled_entry, kernel_signature
 from fastswl.kernels.entry import run_serial
+from fastswl.kernels.few import few_walk
 from fastswl.kernels.launch import COUNTER_BYTES, run_parallel
 from fastswl.kernels.panel import panel_walk
 from fastswl.kernels.plan import CHANGING_LAYOUT
@@ -19,7 +20,14 @@ from fastswl.kernels.scan import scan_targets
 from fastswl.kernels.split import split_walk
 
 _DATA = object.__basicsize__
-_KERNELS = {"panel": panel_walk, "strided": panel_walk, "row": row_walk, "split": split_walk, "scan": scan_targets}
+_KERNELS = {
+    "few": few_walk,
+    "panel": panel_walk,
+    "strided": panel_walk,
+    "row": row_walk,
+    "split": split_walk,
+    "scan": scan_targets,
+}
 #: of the logits, and of the targets: None for calls without options, whose kernels leave out what these need
 Storages = tuple[str, str | None]
 _addresses: dict[tuple[str, str, str | None], int] = {}

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from fastswl.simd import (
+    FLOAT32,
     FLOAT64,
     absolute,
     any_lane_of,
@@ -349,6 +350,15 @@ def log(a):
     result = high + (rest + fma(s * z, polynomial(z, _ATANH_64), remainder + remainder + multiple_low))
     result = select(a == 0.0, splat_like(k, -np.inf), result)
     return select(a < np.inf, result, a)
+
+
+@formula
+def exact_rest(a, b, c):
+    """c - a*b of float32 vectors, where c is nearly that: what rounding has left."""
+    if has_fma():
+        return fma(-a, b, c)
+    # (in float64 the product is exact)
+    return narrow(FLOAT32, widen(c) - widen(a) * widen(b))
 
 
 @formula

@@ -9,7 +9,7 @@ import itertools
 from typing import Any, NamedTuple
 
 from fastswl.kernels.lines import LINE_ROOM
-from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, Plan
+from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, INDEX_TARGETS, LOGSUMEXP, LOSS, Plan
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS
 from fastswl.kernels.rows import TABLE_BYTES
 from fastswl.kernels.stream import LINE_BYTES
@@ -20,6 +20,8 @@ from fastswl.simd import STORAGES, VECTOR_BYTES
 #: gradient by rows and by tiles: 384 classes in the third-level cache 0.20 and 0.16 ns, beyond it 0.175 and 0.164; 512 0.174 and
 #: 0.160, 0.158 and 0.167; 640 0.163 both, 0.152 and 0.165; float64, 384 0.36 and 0.35, 0.33 and 0.36)
 PANEL_CLASSES, PANEL_CLASSES_64 = 512, 384
+#: classes up to which a row of float32 arithmetic goes through the kernel for so few, whatever its layout, and tiles of its steps
+FEW_CLASSES, FEW_TILES = 3, 4
 #: classes of the tiles that go through the stages together
 STEP_CLASSES = 64
 #: bytes of the tiles of rows that lie side by side, below a second-level cache of 1 MB. The more rows, the longer the pieces of each
@@ -48,22 +50,29 @@ STREAMING_BYTES = 14 << 20
 class Walk(NamedTuple):
     """Which kernel walks over the rows, and in what steps."""
 
-    name: str  # "panel", "strided", "row" or "split"
+    name: str  # "few", "panel", "strided", "row" or "split"
     tile_rows: int  # rows in a step
     tile_bytes: int  # of each tile of a step of several, of each batch of rows
     scratch_bytes: int  # a thread's, without the line buffer
     buffer_bytes: int  # of the line buffer, 0 where it is part of the scratch memory
 
 
-def choose_walk(storage: str, n_classes: int, class_stride: int, row_stride: int, areas: int) -> Walk:
+def choose_walk(
+    storage: str, n_classes: int, class_stride: int, row_stride: int, areas: int, plain: bool = True
+) -> Walk:
     """Choose the walk for rows of `n_classes`, whose classes and neighbours lie `class_stride` and `row_stride` bytes apart.
 
-    `areas` is the number of tables of the size of the exponentials that the options need.
+    `areas` is the number of tables of the size of the exponentials that the options need; `plain` says that there are none but
+    weights (see `few_serves`).
     """
     layout = STORAGES[storage]
     lanes = layout.lanes
     contiguous = class_stride == layout.itemsize or n_classes == 1
     side_by_side = row_stride == layout.itemsize and not contiguous
+    if plain and 1 < n_classes <= FEW_CLASSES and layout.arithmetic.bitwidth == 32:
+        tile_bytes = TABLE_BYTES + VECTOR_BYTES * n_classes
+        buffer_bytes = FEW_TILES * lanes * n_classes * 8 + LINE_ROOM
+        return Walk("few", FEW_TILES * lanes, tile_bytes, FEW_TILES * tile_bytes, buffer_bytes)
     most = PANEL_CLASSES if layout.arithmetic.bitwidth == 32 else PANEL_CLASSES_64
     in_panel = (contiguous or not side_by_side) and n_classes <= most
     if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
@@ -121,6 +130,14 @@ class Options(NamedTuple):
     softcap: float = 0.0
 
 
+def few_serves(options: Options) -> bool:
+    """Whether the kernel for rows of two or three classes has what is asked for."""
+    if options.operation != LOSS:
+        return options.operation != LOGSUMEXP
+    changed = options.logit_scale != 1.0 or options.softcap != 0.0
+    return options.kind == INDEX_TARGETS and options.label_smoothing == options.z_loss == 0.0 and not changed
+
+
 def ordered_rows(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> tuple[list[int], list[list[int]]]:
     """Merge the axes of the rows where every array allows it: lengths, and for each array the strides.
 
@@ -173,7 +190,8 @@ def find_route(
         fields[f"{name}_outer"], fields[f"{name}_inner"] = own[-2:]
         if f"{name}_class" in Plan._fields:
             fields[f"{name}_class"] = class_stride
-    walk = choose_walk(storage, shape[-1], fields["logits_class"], fields["logits_inner"], areas)
+    plain = few_serves(options) and "softmax" not in names and "mask" not in names
+    walk = choose_walk(storage, shape[-1], fields["logits_class"], fields["logits_inner"], areas, plain)
     n_rows = lengths[-2] * lengths[-1]
     steps = lengths[-2] * -(-lengths[-1] // walk.tile_rows)
     n_elements = n_rows * shape[-1]

@@ -14,9 +14,9 @@ import functools
 
 import numpy as np
 
-from fastswl.compilation import routine
+from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.block import larger
-from fastswl.kernels.plan import INDEX_TARGETS, LOSS, SOFTMAX
+from fastswl.kernels.plan import LOSS, SOFTMAX, load_plan
 from fastswl.kernels.rows import (
     AGAIN,
     CLASS,
@@ -28,6 +28,8 @@ from fastswl.kernels.rows import (
     describe_classes,
     describe_rows,
     rows_are_plain,
+    start_block,
+    store_partial,
     store_row_values,
 )
 from fastswl.kernels.stream import LINE_BYTES, flush
@@ -36,11 +38,9 @@ from fastswl.simd import (
     VECTOR_BYTES,
     SideBySide,
     arithmetic_of,
-    by_type,
     choose,
     fma,
     formula,
-    has_fma,
     interleave,
     itemsize,
     lanes,
@@ -61,19 +61,42 @@ from fastswl.simd import (
     wide_zero,
     widen,
 )
-from fastswl.vectormath import BIAS_32, exp_of_sum_above, exp_reference, log1p_for_float32, split_float, two_sum
+from fastswl.vectormath import (
+    BIAS_32,
+    exact_rest,
+    exp_of_sum_above,
+    exp_reference,
+    log1p_for_float32,
+    split_float,
+    two_sum,
+)
 
 #: the unit of exponentials, that of the largest
 UNIT = 2.0**BIAS_32
 
 
-@formula
-def few_serve(storage, target_storage, plan):
-    """Whether a call's rows have two or three classes and nothing that is not told above. (Sums of two want a fused multiply-add.)"""
-    if target_storage is not None or not has_fma() or by_type(storage, False, True):
-        return False
-    loss = (plan.operation == LOSS) & (plan.kind == INDEX_TARGETS) & (plan.z_loss == 0.0) & (plan.softmax == 0)
-    return (plan.n_classes > 1) & (plan.n_classes <= 3) & ((plan.operation == SOFTMAX) | loss)
+@block_kernel
+def few_walk(storage, target_storage, plan_address, scratch, first, last):
+    """Blocks `first` to `last` of steps of a few tiles; `scratch` is this thread's."""
+    plan = load_plan(plan_address)
+    arithmetic = arithmetic_of(storage)
+    step_rows = plan.tile_rows
+    steps_per_outer = (plan.n_inner + step_rows - 1) // step_rows
+    n_steps = plan.n_outer * steps_per_outer
+    buffer = scratch + plan.line_buffer if plan.line_buffer != 0 else 0
+    for block in range(first, last):
+        start_block(arithmetic, scratch)
+        first_step = block * plan.tiles_per_block
+        last_step = least(first_step + plan.tiles_per_block, n_steps)
+        for step in range(first_step, last_step):
+            outer = step // steps_per_outer
+            inner = (step - outer * steps_per_outer) * step_rows
+            end = least(inner + step_rows, plan.n_inner)
+            is_first, is_last = step == first_step, step == last_step - 1
+            few_step(storage, target_storage, plan, scratch, outer, inner, end, buffer, is_first, is_last)
+        if plan.partials != 0:
+            store_partial(arithmetic, plan, scratch, block)
+    return 0
 
 
 @routine
@@ -161,8 +184,6 @@ def move_few(storage, plan, scratch, n_rows, row_stride, class_stride, place, on
 @formula
 def finish_few(storage, plan, scratch, n_tiles):
     """From the logits in tiles, each behind its table, to the results in place of them, and the losses in the tables."""
-    if by_type(storage, False, True):
-        return
     # (the chains of operations of one tile are too long for a processor to begin the next one's meanwhile. Of an odd number of
     # tiles the last has an idle one beside it)
     side_by_side = vectors_side_by_side()
@@ -189,6 +210,9 @@ def few_classes(storage, plan, tables, n_classes):
     away, away_low = two_sum(joined(logits), joined([-top] * n_classes))
     e = parted(exp_of_sum_above(storage, away, away_low, magic, lowest), n_classes)
 
+    # an infinite difference has no rest
+    away_low = select(away_low == away_low, away_low, zero)
+
     is_top, found = [], None
     for x in logits:
         here = x == top
@@ -200,7 +224,9 @@ def few_classes(storage, plan, tables, n_classes):
     # +inf has no finite answer
     total = select(top < np.inf, total, splat_like(zero, np.nan))
     inverse = 1.0 / total
-    inverse_low = (fma(-inverse, total, 1.0) - inverse * total_low) * inverse
+    inverse_low = (exact_rest(inverse, total, splat_like(zero, 1.0)) - inverse * total_low) * inverse
+
+    log_sum = log1p_for_float32(others * (1.0 / UNIT))
 
     def store_all(c, numbers):
         for place, number in zip(places[c], numbers, strict=True):
@@ -210,6 +236,10 @@ def few_classes(storage, plan, tables, n_classes):
         for c, own in enumerate(e):
             store_all(c, fma(own, inverse, own * inverse_low))
 
+    def log_softmax():
+        for c, (own, low) in enumerate(zip(parted(away, n_classes), parted(away_low, n_classes), strict=True)):
+            store_all(c, own - (log_sum - low))
+
     def loss():
         nothing = (sum(logits[1:], logits[0]) == -np.inf) & (top == -np.inf)
         index = narrow(storage, wide(CLASS))
@@ -217,8 +247,7 @@ def few_classes(storage, plan, tables, n_classes):
         gap, gap_low = zero, zero
         for here, own, low in zip(at_target, parted(away, n_classes), parted(away_low, n_classes), strict=True):
             gap, gap_low = select(here, own, gap), select(here, low, gap_low)
-        gap_low = select(gap_low == gap_low, gap_low, zero)
-        log_ratio = (log1p_for_float32(others * (1.0 / UNIT)) - gap_low) - gap
+        log_ratio = (log_sum - gap_low) - gap
         nan = splat_like(zero, np.nan)
         log_ratio = select((total == total) & ~nothing, log_ratio, nan)
         still = nothing | (index == -1.0)
@@ -244,7 +273,7 @@ def few_classes(storage, plan, tables, n_classes):
                 weighted(plan), plain_factor, lambda: split_float(storage, wide(TARGET_MASS) * wide(ROW_FACTOR))
             )
             scale = inverse * factor
-            scale_low = fma(inverse, factor, -scale) + (inverse * factor_low + inverse_low * factor)
+            scale_low = (inverse * factor_low + inverse_low * factor) - exact_rest(inverse, factor, scale)
             # a target of -inf pulls at nothing
             rest = select(gap == -np.inf, zero, 0.0 - added_up(e, at_target))
             for c, (own, here) in enumerate(zip(e, at_target, strict=True)):
@@ -253,7 +282,8 @@ def few_classes(storage, plan, tables, n_classes):
 
         when(plan.out != 0, gradient)
 
-    choose(plan.operation == SOFTMAX, loss, softmax)
+    way = select(plan.operation == LOSS, 0, select(plan.operation == SOFTMAX, 1, 2))
+    choose(way, loss, softmax, log_softmax)
 
 
 def joined(groups):

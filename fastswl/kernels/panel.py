@@ -22,7 +22,6 @@ from fastswl.kernels.block import (
     shift_logarithms,
     subtract,
 )
-from fastswl.kernels.few import few_serve, few_step
 from fastswl.kernels.plan import (
     COMPARED_CLASSES,
     INDEX_TARGETS,
@@ -487,7 +486,6 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
     # results that go out while the next tile is computed (256 classes: 0.20 to 0.16 ns)
     may_wait = tile_buffer != 0 and step_rows == rows
     waiting, waiting_is_first = word(0), False
-    few = few_serve(storage, target_storage, plan)
     for block in range(first, last):
         for table in range(scratch, scratch + tile_bytes * (step_rows // rows), tile_bytes):
             start_block(arithmetic, table)
@@ -497,12 +495,6 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
             outer = step // steps_per_outer
             inner = (step - outer * steps_per_outer) * step_rows
             end = least(inner + step_rows, plan.n_inner)
-            if few:
-                is_first, is_last = step == first_step, step == last_step - 1
-                few_step(
-                    storage, target_storage, plan, scratch, outer, inner, end, tile_buffer, is_first, is_last
-                )
-                continue
             whole = end - inner == step_rows
             together = whole and plan.n_classes > SEPARATE_CLASSES and plan.logits_inner == itemsize(storage)
             if together:
