@@ -11,6 +11,7 @@ where S - e_t is added up from the others.
 """
 
 import functools
+import operator
 
 import numpy as np
 
@@ -237,8 +238,11 @@ def few_classes(storage, plan, tables, n_classes):
             store_all(c, fma(own, inverse, own * inverse_low))
 
     def log_softmax():
+        # beside +inf all that is finite is as good as -inf, but no NaN is
+        numbers = functools.reduce(operator.and_, (x == x for x in logits))
+        taken_off = select((top == np.inf) & numbers, zero, log_sum)
         for c, (own, low) in enumerate(zip(parted(away, n_classes), parted(away_low, n_classes), strict=True)):
-            store_all(c, own - (log_sum - low))
+            store_all(c, own - (taken_off - low))
 
     def loss():
         nothing = (sum(logits[1:], logits[0]) == -np.inf) & (top == -np.inf)
@@ -276,9 +280,11 @@ def few_classes(storage, plan, tables, n_classes):
             scale_low = (inverse * factor_low + inverse_low * factor) - exact_rest(inverse, factor, scale)
             # a target of -inf pulls at nothing
             rest = select(gap == -np.inf, zero, 0.0 - added_up(e, at_target))
+            # (a class without weight: not -0)
+            none = still | (scale == 0.0)
             for c, (own, here) in enumerate(zip(e, at_target, strict=True)):
                 numerator = select(here, rest, own)
-                store_all(c, select(still, zero, fma(numerator, scale, numerator * scale_low)))
+                store_all(c, select(none, zero, fma(numerator, scale, numerator * scale_low)))
 
         when(plan.out != 0, gradient)
 

@@ -1,0 +1,168 @@
+"""Rows of two and three classes, which have a kernel of their own: exact, and with the same answers as that of more classes."""
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+from reference import reference_cross_entropy, reference_log_softmax, reference_softmax
+from ulp import assert_ulp
+
+import fastswl as swl
+from fastswl import lazy, walks
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
+SPREADS = (1e-3, 0.1, 1.0, 3.0, 10.0, 30.0, 80.0)
+NAN, INF = np.nan, np.inf
+
+
+@pytest.fixture
+def by_tiles(monkeypatch):
+    """A function that runs another one with the walk of more classes."""
+
+    def run(function):
+        monkeypatch.setattr(walks, "FEW_CLASSES", 1)
+        walks.find_route.cache_clear()
+        lazy.prepared.clear()
+        try:
+            return function()
+        finally:
+            monkeypatch.undo()
+            walks.find_route.cache_clear()
+            lazy.prepared.clear()
+
+    return run
+
+
+def many_rows(n_classes, spread, n, dtype=np.float32):
+    rng = np.random.default_rng(int(spread * 1000) + n_classes)
+    x = rng.normal(0, spread, (n, n_classes))
+    if spread > 50:
+        x += rng.normal(0, 3000, (n, 1))
+    return x.astype(dtype), rng.integers(0, n_classes, n)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("spread", SPREADS)
+def test_within_3_ulp(n_classes, spread):
+    x, targets = many_rows(n_classes, spread, 50_000)
+    assert_ulp(swl.softmax(x), reference_softmax(x), 3, what="softmax")
+    assert_ulp(swl.log_softmax(x), reference_log_softmax(x), 3, what="log_softmax")
+    for options in ({"reduction": "none"}, {"reduction": "mean"}, {"reduction": "sum", "upstream": 0.3}):
+        result = swl.cross_entropy_value_and_grad(x, targets, **options)
+        exact = reference_cross_entropy(x, targets, **options)
+        assert_ulp(result.grad, exact.grad, 3, exact.grad_terms, f"gradient {options}")
+        if options["reduction"] == "none":
+            assert_ulp(result.loss, exact.rows, 3, exact.rows_terms, "loss")
+            assert (swl.cross_entropy(x, targets, **options) == result.loss).all()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def test_weights_and_ignored_rows(n_classes, dtype):
+    x, targets = many_rows(n_classes, 3.0, 1003, dtype)
+    rng = np.random.default_rng(1)
+    targets[::7] = -100
+    samples = rng.uniform(0, 2, len(x))
+    samples[::5] = 0.0
+    weights = np.array([0.25, 0.0, 3.0])[:n_classes]
+    each = rng.normal(size=len(x))
+    for options in (
+        {"reduction": "none"},
+        {"reduction": "none", "weight": weights},
+        {"reduction": "none", "sample_weight": samples},
+        {"reduction": "none", "sample_weight": samples, "weight": weights, "upstream": each},
+        {"reduction": "mean", "sample_weight": samples, "weight": weights},
+    ):
+        result = swl.cross_entropy_value_and_grad(x, targets, ignore_index=-100, **options)
+        exact = reference_cross_entropy(x, targets, ignore_index=-100, **options)
+        assert_ulp(result.grad, exact.grad, 3, exact.grad_terms, f"gradient {options}")
+        if options["reduction"] == "none":
+            assert_ulp(result.loss, exact.rows, 3, exact.rows_terms, f"loss {options}")
+    ignored = x.copy()
+    ignored[::7] = NAN
+    same = swl.cross_entropy_value_and_grad(ignored, targets, ignore_index=-100)
+    plain = swl.cross_entropy_value_and_grad(x, targets, ignore_index=-100)
+    assert same.loss == plain.loss
+    np.testing.assert_array_equal(same.grad, plain.grad)
+    assert not np.signbit(same.grad[::7]).any() and (same.grad[::7] == 0).all()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_numbers_that_are_special_give_what_more_classes_give(n_classes, by_tiles):
+    numbers = [0.0, -0.0, 1.0, -2.0, 90.0, 3e38, -3e38, 1e-40, INF, -INF, NAN]
+    x = np.array(list(itertools.product(numbers, repeat=n_classes)), np.float32)
+
+    def results():
+        found = [swl.softmax(x), swl.log_softmax(x)]
+        for target, weight in itertools.product(range(n_classes), (None, [0.0, 1.0, 2.0][:n_classes])):
+            targets = np.full(len(x), target)
+            found += swl.cross_entropy_value_and_grad(x, targets, reduction="none", weight=weight)
+        return found
+
+    for few, tiles in zip(results(), by_tiles(results), strict=True):
+        np.testing.assert_array_equal(np.isnan(few), np.isnan(tiles))
+        np.testing.assert_array_equal(np.isinf(few), np.isinf(tiles))
+        np.testing.assert_array_equal(few == 0, tiles == 0)
+        np.testing.assert_array_equal(np.signbit(few[few == few]), np.signbit(tiles[few == few]))
+        np.testing.assert_allclose(few, tiles, rtol=6e-7, atol=2e-45)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def test_bits_do_not_hang_on_layout_number_of_rows_or_threads(n_classes, dtype):
+    x, targets = many_rows(n_classes, 2.0, 5003, dtype)
+    loss, grad = swl.cross_entropy_value_and_grad(x, targets, reduction="none")
+    rows = swl.softmax(x), swl.log_softmax(x)
+    for n in (1, 15, 16, 17, 64, 65, 127, 5003):
+        one = swl.cross_entropy_value_and_grad(x[:n], targets[:n], reduction="none", n_threads=1)
+        np.testing.assert_array_equal(one.loss, loss[:n])
+        np.testing.assert_array_equal(one.grad, grad[:n])
+    layouts = {
+        "Fortran": np.asfortranarray(x),
+        "every other row": np.repeat(x, 2, axis=0)[::2],
+        "backwards": x[:, ::-1].copy()[:, ::-1],
+        "with a gap": np.concatenate([x, x], axis=1)[:, :n_classes],
+    }
+    for name, logits in layouts.items():
+        for out in (np.empty_like(x), np.empty_like(x, order="F"), np.full((5003, 5), 7, dtype)[:, 1 : n_classes + 1]):
+            result = swl.cross_entropy_value_and_grad(logits, targets, reduction="none", grad_out=out)
+            np.testing.assert_array_equal(result.loss, loss, name)
+            np.testing.assert_array_equal(out, grad, name)
+            np.testing.assert_array_equal(swl.softmax(logits, out=out), rows[0], name)
+            np.testing.assert_array_equal(swl.log_softmax(logits, out=out), rows[1], name)
+            if out.base is not None:
+                assert (out.base[:, [0, 4]] == 7).all()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("past_a_line", [0, 4, 40, 60])
+def test_results_past_the_caches(n_classes, past_a_line, monkeypatch):
+    monkeypatch.setattr(walks, "STREAMING_BYTES", 0)
+    walks.find_route.cache_clear()
+    lazy.prepared.clear()
+    x, targets = many_rows(n_classes, 2.0, 100_003)
+    memory = np.full(x.size + 64, 7.0, np.float32)
+    first = (-memory.ctypes.data % 64 + past_a_line) // 4
+    out = memory[first : first + x.size].reshape(x.shape)
+    small = swl.cross_entropy_value_and_grad(x[:1000], targets[:1000], reduction="none")
+    swl.cross_entropy_value_and_grad(x, targets, reduction="sum", grad_out=out)
+    np.testing.assert_array_equal(out[:1000], small.grad)
+    np.testing.assert_array_equal(out[1000:], swl.cross_entropy_value_and_grad(x, targets, reduction="sum").grad[1000:])
+    assert (memory[:first] == 7).all() and (memory[first + x.size :] == 7).all()
+    out[...] = x
+    np.testing.assert_array_equal(swl.softmax(out, out=out), swl.softmax(x.copy(order="F")))
+    walks.find_route.cache_clear()
+    lazy.prepared.clear()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"label_smoothing": 0.1}, {"z_loss": 1e-2}, {"softcap": 3.0}, {"logit_scale": 0.5}, {"class_mask": [True, True]}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_other_kernels(options):
+    x, targets = many_rows(2, 3.0, 100)
+    result = swl.cross_entropy_value_and_grad(x, targets, **options)
+    exact = reference_cross_entropy(x, targets, **options)
+    assert_ulp(result.grad, exact.grad, 6, exact.grad_terms)
