@@ -12,6 +12,7 @@ where S - e_t is added up from the others.
 
 import functools
 import operator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from fastswl.kernels.rows import (
     ROW_WEIGHT,
     TABLE_BYTES,
     TARGET_MASS,
+    add_losses,
     describe_classes,
     describe_rows,
     rows_are_plain,
@@ -42,6 +44,7 @@ from fastswl.simd import (
     choose,
     fma,
     formula,
+    greatest,
     interleave,
     itemsize,
     lanes,
@@ -108,8 +111,9 @@ def few_step(storage, target_storage, plan, scratch, outer, inner, end, buffer, 
     n_tiles = (end - inner + rows - 1) // rows
     if plan.operation == LOSS:
         table = scratch
-        for row in range(inner, end, rows):
-            count = least(rows, end - row)
+        # (the tiles past the last row, too: what stands beside it is nothing)
+        for row in range(inner, inner + plan.tile_rows, rows):
+            count = least(rows, greatest(end - row, 0))
             if weighted(plan) or not rows_are_plain(arithmetic, plan, count):
                 describe_rows(arithmetic, plan, table, outer, row, count)
             else:
@@ -118,10 +122,10 @@ def few_step(storage, target_storage, plan, scratch, outer, inner, end, buffer, 
             table += plan.tile_bytes
     load_few(storage, plan, scratch, plan.logits + outer * plan.logits_outer + inner * plan.logits_inner, end - inner)
     finish_few(arithmetic, plan, scratch, n_tiles)
-    if plan.operation == LOSS:
+    if plan.row_values != 0:
         table = scratch
         for row in range(inner, end, rows):
-            store_row_values(storage, target_storage, plan, table, scratch, outer, row, least(rows, end - row))
+            store_row_values(storage, target_storage, plan, table, outer, row, least(rows, end - row))
             table += plan.tile_bytes
     if plan.out != 0:
         out = plan.out + outer * plan.out_outer + inner * plan.out_inner
@@ -190,11 +194,53 @@ def finish_few(storage, plan, scratch, n_tiles):
     side_by_side = vectors_side_by_side()
     for step in steps(0, n_tiles, side_by_side):
         tables = [scratch + plan.tile_bytes * (step + k) for k in range(side_by_side)]
-        of_two, of_three = (functools.partial(few_classes, storage, plan, tables, n) for n in (2, 3))
+        of_two, of_three = (functools.partial(few_classes, storage, plan, scratch, tables, n) for n in (2, 3))
         choose(plan.n_classes == 3, of_two, of_three)
 
 
-def few_classes(storage, plan, tables, n_classes):
+class Differences(NamedTuple):
+    """Of each class its logit's difference from the largest, in two parts, and its exponential; the sum of all of these but the
+    largest's."""
+
+    away: list
+    away_low: list
+    e: list
+    others: Any
+
+
+def differences_of_two(storage, logits, top):
+    """For formulas: both hang on one difference."""
+    zero = splat_like(next(iter(top)), 0.0)
+    gap, gap_low = two_sum(logits[0], -logits[1])
+    # an infinite difference has no rest
+    gap_low = select(gap_low == gap_low, gap_low, zero)
+    first = gap > 0.0
+    away, away_low = select(first, -gap, gap), select(first, -gap_low, gap_low)
+    e = exp_of_sum_above(storage, away, away_low, *exp_reference(storage, zero))
+
+    def of_both(other, largest):
+        return [select(first, largest, other), select(first, other, largest)]
+
+    return Differences(of_both(away, top - top), of_both(away_low, zero), of_both(e, zero + UNIT), e)
+
+
+def differences(storage, logits, top):
+    """For formulas: of any number of classes, all side by side."""
+    zero = splat_like(next(iter(top)), 0.0)
+    away, away_low = two_sum(joined(logits), joined([-top] * len(logits)))
+    away_low = select(away_low == away_low, away_low, zero)
+    e = exp_of_sum_above(storage, away, away_low, *exp_reference(storage, zero))
+    away, away_low, e = (parted(each, len(logits)) for each in (away, away_low, e))
+    # of equal ones the first is the largest
+    is_top, found = [], None
+    for x in logits:
+        here = x == top
+        is_top.append(here if found is None else here & ~found)
+        found = here if found is None else found | here
+    return Differences(away, away_low, e, added_up(e, is_top))
+
+
+def few_classes(storage, plan, scratch, tables, n_classes):
     """For formulas: the same of some tiles side by side, of a number of classes that is known while the code is written."""
 
     def wide(line):
@@ -206,20 +252,7 @@ def few_classes(storage, plan, tables, n_classes):
     top = zero - np.inf
     for x in logits:
         top = larger(x, top)
-    magic, lowest = exp_reference(storage, zero)
-    # (all classes of all tiles side by side)
-    away, away_low = two_sum(joined(logits), joined([-top] * n_classes))
-    e = parted(exp_of_sum_above(storage, away, away_low, magic, lowest), n_classes)
-
-    # an infinite difference has no rest
-    away_low = select(away_low == away_low, away_low, zero)
-
-    is_top, found = [], None
-    for x in logits:
-        here = x == top
-        is_top.append(here if found is None else here & ~found)
-        found = here if found is None else found | here
-    others = added_up(e, is_top)
+    away, away_low, e, others = (differences_of_two if n_classes == 2 else differences)(storage, logits, top)
     total = others + UNIT
     total_low = others - (total - UNIT)
     # +inf has no finite answer
@@ -227,7 +260,8 @@ def few_classes(storage, plan, tables, n_classes):
     inverse = 1.0 / total
     inverse_low = (exact_rest(inverse, total, splat_like(zero, 1.0)) - inverse * total_low) * inverse
 
-    log_sum = log1p_for_float32(others * (1.0 / UNIT))
+    def log_sum():
+        return log1p_for_float32(others * (1.0 / UNIT))
 
     def store_all(c, numbers):
         for place, number in zip(places[c], numbers, strict=True):
@@ -240,8 +274,8 @@ def few_classes(storage, plan, tables, n_classes):
     def log_softmax():
         # beside +inf all that is finite is as good as -inf, but no NaN is
         numbers = functools.reduce(operator.and_, (x == x for x in logits))
-        taken_off = select((top == np.inf) & numbers, zero, log_sum)
-        for c, (own, low) in enumerate(zip(parted(away, n_classes), parted(away_low, n_classes), strict=True)):
+        taken_off = select((top == np.inf) & numbers, zero, log_sum())
+        for c, (own, low) in enumerate(zip(away, away_low, strict=True)):
             store_all(c, own - (taken_off - low))
 
     def loss():
@@ -249,25 +283,31 @@ def few_classes(storage, plan, tables, n_classes):
         index = narrow(storage, wide(CLASS))
         at_target = [index == c for c in range(n_classes)]
         gap, gap_low = zero, zero
-        for here, own, low in zip(at_target, parted(away, n_classes), parted(away_low, n_classes), strict=True):
+        for here, own, low in zip(at_target, away, away_low, strict=True):
             gap, gap_low = select(here, own, gap), select(here, low, gap_low)
-        log_ratio = (log_sum - gap_low) - gap
+        log_ratio = (log_sum() - gap_low) - gap
         nan = splat_like(zero, np.nan)
         log_ratio = select((total == total) & ~nothing, log_ratio, nan)
         still = nothing | (index == -1.0)
 
         def plain_losses():
-            for table, own in zip(tables, select(index == -1.0, zero, log_ratio), strict=True):
-                store_wide(storage, table + LOSS_VALUE, widen(own))
+            return select(index == -1.0, zero, log_ratio)
 
         def weighted_losses():
             mass, weight, none = wide(TARGET_MASS), wide(ROW_WEIGHT), wide_zero(storage)
             # (a class without weight has no loss, however far it is)
             own = select((mass == 0.0) & (log_ratio == log_ratio), none, mass * widen(log_ratio))
-            for table, one in zip(tables, select(weight == 0.0, none, own * weight), strict=True):
+            return narrow(storage, select(weight == 0.0, none, own * weight))
+
+        losses = widen(choose(weighted(plan), plain_losses, weighted_losses))
+        for one in losses:
+            add_losses(storage, scratch, one)
+
+        def keep():
+            for table, one in zip(tables, losses, strict=True):
                 store_wide(storage, table + LOSS_VALUE, one)
 
-        choose(weighted(plan), plain_losses, weighted_losses)
+        when(plan.row_values != 0, keep)
 
         def gradient():
             def plain_factor():

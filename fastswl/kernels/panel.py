@@ -63,11 +63,11 @@ from fastswl.kernels.rows import (
     TOP,
     describe_rows,
     finish_rows,
+    keep_row_values,
     raise_left_out,
     smoothing_unit,
     start_block,
     store_partial,
-    store_row_values,
 )
 from fastswl.kernels.spread import fill_masked_of_tile, spread_of_tile
 from fastswl.kernels.stream import INTERLEAVED, LINE_BYTES, flush, keep_rest, lines_of_tile, write_lines
@@ -516,7 +516,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
             if plan.operation == LOGSUMEXP or plan.operation == LOSS:
                 table = scratch
                 for row in range(inner, end, rows):
-                    store_row_values(storage, target_storage, plan, table, scratch, outer, row, least(rows, end - row))
+                    keep_row_values(storage, target_storage, plan, table, scratch, outer, row, least(rows, end - row))
                     table += tile_bytes
             if plan.out != 0:
                 out_together = whole and plan.out_inner == itemsize(result_of(storage)) and plan.gathered == 0

@@ -19,10 +19,10 @@ from fastswl.kernels.rows import (
     TABLE_BYTES,
     describe_rows,
     finish_rows,
+    keep_row_values,
     raise_left_out,
     start_block,
     store_partial,
-    store_row_values,
 )
 from fastswl.simd import (
     VECTOR_BYTES,
@@ -181,7 +181,7 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
                 raise_left_out(storage, plan, here)
                 finish_rows(storage, plan, here)
                 if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                    store_row_values(storage, target_storage, plan, here, scratch, outer, inner, count)
+                    keep_row_values(storage, target_storage, plan, here, scratch, outer, inner, count)
             if plan.out != 0:
                 here, before = before, here
                 outer_before, inner_before, count_before = outer, inner, count

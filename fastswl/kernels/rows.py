@@ -437,17 +437,27 @@ def finish_rows(storage, plan, table):
         store_factors(storage, table, sums, mass)
 
 
+@formula
+def add_losses(storage, sums, losses):
+    """Add the losses of a tile to the sum in the table `sums`."""
+    high, error = two_sum(load_wide(storage, sums + SUM), losses)
+    store_wide(storage, sums + SUM, high)
+    store_wide(storage, sums + SUM_LOW, load_wide(storage, sums + SUM_LOW) + error)
+
+
 @routine
-def store_row_values(storage, target_storage, plan, table, sums, outer, inner, count):
-    """Round the row values of a tile to the results' type, store them where they are wanted, add losses to the sum
-    in the table `sums`."""
-    arithmetic = arithmetic_of(storage)
+def keep_row_values(storage, target_storage, plan, table, sums, outer, inner, count):
+    """Add the losses of a tile to the sum in the table `sums`; store the row values where they are wanted."""
     if plan.operation == LOSS:
         # the mean and the sum are those of the losses that reduction="none" returns
-        rounded = widen(narrow(storage, load_wide(storage, table + LOSS_VALUE)))
-        high, error = two_sum(load_wide(storage, sums + SUM), rounded)
-        store_wide(storage, sums + SUM, high)
-        store_wide(storage, sums + SUM_LOW, load_wide(storage, sums + SUM_LOW) + error)
+        add_losses(storage, sums, widen(narrow(storage, load_wide(storage, table + LOSS_VALUE))))
+    store_row_values(storage, target_storage, plan, table, outer, inner, count)
+
+
+@routine
+def store_row_values(storage, target_storage, plan, table, outer, inner, count):
+    """Round the row values of a tile to the results' type, and store them where they are wanted."""
+    arithmetic = arithmetic_of(storage)
     if plan.row_values != 0:
         near = NEAR_ZERO if leaves_one_out(plan) else NEAR_ZERO_OF_ALL
         for row in range(count):

@@ -18,10 +18,10 @@ from fastswl.kernels.rows import (
     TABLE_BYTES,
     describe_rows,
     finish_rows,
+    keep_row_values,
     raise_left_out,
     start_block,
     store_partial,
-    store_row_values,
 )
 from fastswl.simd import (
     VECTOR_BYTES,
@@ -62,7 +62,7 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
             raise_left_out(storage, plan, table)
             finish_rows(storage, plan, table)
             if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                store_row_values(storage, target_storage, plan, table, table, outer, inner, word(1))
+                keep_row_values(storage, target_storage, plan, table, table, outer, inner, word(1))
             if plan.partials != 0:
                 store_partial(arithmetic, plan, table, row)
         return
