@@ -22,7 +22,8 @@ from fastswl.kernels.plan import (
     TARGETS_WORD,
     load_plan,
 )
-from fastswl.kernels.targets import INT64, load_index
+from fastswl.kernels.scan import scan_vectors, vectors_serve
+from fastswl.kernels.targets import load_index
 from fastswl.simd import (
     ARRAY_ALIGNED,
     ARRAY_C_CONTIGUOUS,
@@ -34,10 +35,10 @@ from fastswl.simd import (
     choose,
     formula,
     load_double,
-    load_int64,
     select,
     store_double,
     store_int64,
+    word,
 )
 
 _WORD = types.int64
@@ -69,9 +70,9 @@ def run_serial(kernel, plan, scratch, n_blocks):
 
 @formula
 def index_counts(plan, chosen):
-    """Of an index: 1 if it is a class or ignored, 1 if it counts (else 0). Simple enough for LLVM's vectoriser."""
+    """Of an index: whether it is a class or ignored, 1 if it counts (else 0)."""
     ignored = chosen == plan.ignore_index
-    return select(ignored | ((chosen >= 0) & (chosen < plan.n_classes)), 1, 0), select(ignored, 0, 1)
+    return ignored | ((chosen >= 0) & (chosen < plan.n_classes)), select(ignored, 0, 1)
 
 
 @routine
@@ -79,18 +80,16 @@ def rows_that_count(plan, target):
     """How many rows the mean divides by; negative if a class index is out of range."""
     if plan.kind == PROBABILITY_TARGETS:
         return plan.n_inner
-    all_good, counted = 0, 0
-    if plan.index_code == INT64:
-        for row in range(plan.n_inner):
-            good, counts = index_counts(plan, load_int64(target + 8 * row))
-            all_good += good
-            counted += counts
-    else:
-        for row in range(plan.n_inner):
-            good, counts = index_counts(plan, load_index(plan.index_code, target + plan.targets_inner * row))
-            all_good += good
-            counted += counts
-    return counted if all_good == plan.n_inner else -1
+    row, counted = word(0), 0.0
+    if vectors_serve(plan):
+        row, counted = scan_vectors(plan, target, row, plan.n_inner)
+    while row < plan.n_inner:
+        good, counts = index_counts(plan, load_index(plan.index_code, target + plan.targets_inner * row))
+        if not good:
+            return -1
+        counted += counts
+        row += 1
+    return int(counted)
 
 
 @formula

@@ -6,7 +6,6 @@ from fastswl.simd import choose, formula, load_integer, load_integers, select
 
 #: code of each integer type; the order of `_INTEGERS`
 INDEX_CODES = {"int64": 0, "int32": 1, "uint8": 2, "int8": 3, "int16": 4, "uint16": 5, "uint32": 6, "uint64": 7}
-INT64 = INDEX_CODES["int64"]
 #: the largest index
 LARGEST = 2**63 - 1
 
