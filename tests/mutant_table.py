@@ -898,8 +898,8 @@ TARGET_KINDS = [
     mutant(
         "negative indices never wrap: a vector at a time",
         "kernels/scan.py",
-        "((index >= 0.0) & (index < plan.n_classes))",
-        "(index < plan.n_classes)",
+        "absolute(index - middle)",
+        "index - middle",
         "test_errors.py::test_bad_target_among_many_rows_is_found_before_the_first_write",
     ),
     mutant(
@@ -912,8 +912,8 @@ TARGET_KINDS = [
     mutant(
         "the index C is out of range: a vector at a time",
         "kernels/scan.py",
-        "& (index < plan.n_classes))",
-        "& (index <= plan.n_classes))",
+        "<= middle, counted.value",
+        "<= middle + 1.0, counted.value",
         "test_prepared.py::test_kept_calls_refuse_what_they_cannot_do",
     ),
     mutant(
@@ -924,20 +924,17 @@ TARGET_KINDS = [
         "test_layer.py::test_failed_forward_leaves_the_last_one_in_force_or_none",
     ),
     mutant(
-        "a kept call checks its indices: int64",
+        "a kept call checks its indices: a vector at a time",
         "kernels/entry.py",
-        "            good, counts = index_counts(plan, load_int64(target + 8 * row))\n            all_good += good\n",
-        "            chosen = load_int64(target + 8 * row)\n            good, counts = index_counts(plan, chosen)\n"
-        "            all_good += 1 if chosen < 0 else good\n",
+        "row, counted = scan_vectors(plan, target, row, plan.n_inner)",
+        "row, counted = plan.n_inner, plan.n_inner",
         "test_errors.py::test_a_bad_target_in_a_call_that_is_kept_ready",
     ),
     mutant(
-        "a kept call checks its indices: other widths",
+        "a kept call checks its indices: one at a time",
         "kernels/entry.py",
-        "            good, counts = index_counts(plan, load_index(plan.index_code, target + plan.targets_inner * row))\n"
-        "            all_good += good\n",
-        "            chosen = load_index(plan.index_code, target + plan.targets_inner * row)\n"
-        "            good, counts = index_counts(plan, chosen)\n            all_good += 1 if chosen < 0 else good\n",
+        "        if not good:\n            return -1\n",
+        "",
         "test_errors.py::test_a_bad_target_in_a_call_that_is_kept_ready",
     ),
     mutant(
@@ -1024,8 +1021,8 @@ OPTIONS = [
     mutant(
         "the mean leaves out ignored rows: a vector at a time",
         "kernels/scan.py",
-        "select(ignored, zero, splat_like(zero, 1.0))",
-        "splat_like(zero, 1.0)",
+        "counted.value + select(ignored, zero, one)",
+        "counted.value + one",
         "test_torch.py::test_cross_entropy[indices-mean-3d-float64]",
     ),
     mutant(
@@ -1323,8 +1320,8 @@ OPTIONS = [
     mutant(
         "a kept call refuses an index that is no class",
         ENTRY,
-        "    return counted if all_good == plan.n_inner else -1",
-        "    return counted",
+        "            return -1\n",
+        "            return 1\n",
         "test_prepared.py::test_kept_calls_refuse_what_they_cannot_do",
     ),
     mutant(
@@ -2231,8 +2228,8 @@ SIZES = [
     mutant(
         "addresses of targets have 64 bits",
         "kernels/scan.py",
-        "plan.targets + row * plan.targets_inner)",
-        "plan.targets + (row * plan.targets_inner & 0x7FFFFFFF))",
+        "targets + row * plan.targets_inner, n_vectors",
+        "targets + (row * plan.targets_inner & 0x7FFFFFFF), n_vectors",
         "test_sizes.py::test_rows_of_one_class_in_a_sparse_file",
     ),
     mutant(
@@ -2575,8 +2572,168 @@ GUESSED_ROWS = [
     ),
 ]
 
+FEW, TEST_FEW = "kernels/few.py", "test_few.py::test_"
+
+FEW_CLASSES = [
+    mutant(
+        "two classes: the difference of the logits in two parts",
+        FEW,
+        "gap, gap_low = two_sum(logits[0], -logits[1])",
+        "gap, gap_low = logits[0] - logits[1], zero + logits[0] * 0.0",
+        f"{TEST_FEW}within_3_ulp[80.0-2]",
+    ),
+    mutant(
+        "three classes: the difference from the largest in two parts",
+        FEW,
+        "    away_low = select(away_low == away_low, away_low, zero)\n",
+        "    away_low = select(away_low == away_low, zero, zero)\n",
+        f"{TEST_FEW}within_3_ulp[80.0-3]",
+    ),
+    mutant(
+        "two classes: the second may be the largest",
+        FEW,
+        "first = gap > 0.0",
+        "first = gap == gap",
+        f"{TEST_FEW}within_3_ulp[1.0-2]",
+    ),
+    mutant(
+        "two classes: an infinite difference has no rest",
+        FEW,
+        "    gap_low = select(gap_low == gap_low, gap_low, zero)\n",
+        "",
+        f"{TEST_FEW}numbers_that_are_special_give_what_more_classes_give[2]",
+    ),
+    mutant(
+        "two classes: nothing is left of +inf less +inf",
+        FEW,
+        "of_both(away, top - top)",
+        "of_both(away, zero)",
+        f"{TEST_FEW}numbers_that_are_special_give_what_more_classes_give[2]",
+    ),
+    mutant(
+        "three classes: of equal logits one is the largest",
+        FEW,
+        "here if found is None else here & ~found",
+        "here",
+        f"{TEST_FEW}numbers_that_are_special_give_what_more_classes_give[3]",
+    ),
+    mutant(
+        "few classes: +inf has no finite answer",
+        FEW,
+        "select(top < np.inf, total, splat_like(zero, np.nan))",
+        "select(top <= np.inf, total, splat_like(zero, np.nan))",
+        f"{TEST_FEW}numbers_that_are_special_give_what_more_classes_give",
+    ),
+    mutant(
+        "few classes: log_softmax beside +inf",
+        FEW,
+        "select((top == np.inf) & numbers, zero, log_sum())",
+        "select(numbers, log_sum(), log_sum())",
+        f"{TEST_FEW}numbers_that_are_special_give_what_more_classes_give[3]",
+    ),
+    mutant(
+        "few classes: an ignored row has no loss",
+        FEW,
+        "select(index == -1.0, zero, log_ratio)",
+        "select(index == -2.0, zero, log_ratio)",
+        f"{TEST_FEW}weights_and_ignored_rows",
+    ),
+    mutant(
+        "few classes: an ignored row has no gradient",
+        FEW,
+        "none = nothing | (index == -1.0) |",
+        "none = nothing |",
+        f"{TEST_FEW}weights_and_ignored_rows",
+    ),
+    mutant(
+        "few classes: a row of nothing has no gradient",
+        FEW,
+        "none = nothing | (index == -1.0) |",
+        "none = (index == -1.0) |",
+        f"{TEST_FEW}numbers_that_are_special_give_what_more_classes_give",
+    ),
+    mutant(
+        "few classes: a target of -inf pulls at nothing",
+        FEW,
+        "rest = select(gap == -np.inf, zero,",
+        "rest = select(gap == np.inf, zero,",
+        f"{TEST_FEW}numbers_that_are_special_give_what_more_classes_give",
+    ),
+    mutant(
+        "few classes: a class without weight has no loss",
+        FEW,
+        "select((mass == 0.0) & (log_ratio == log_ratio), none, mass * widen(log_ratio))",
+        "mass * widen(log_ratio)",
+        f"{TEST_FEW}numbers_that_are_special_give_what_more_classes_give",
+    ),
+    mutant(
+        "few classes: a row counts by its weight",
+        FEW,
+        "none, own * weight))",
+        "none, own))",
+        f"{TEST_FEW}weights_and_ignored_rows",
+    ),
+    mutant(
+        "few classes: what stands beside the last tile is nothing",
+        FEW,
+        "for row in range(inner, inner + plan.tile_rows, rows):",
+        "for row in range(inner, end, rows):",
+        f"{TEST_FEW}what_stands_beside_the_last_rows_does_not_count",
+    ),
+    mutant(
+        "few classes: whole tiles only are moved end to end",
+        FEW,
+        " | ((n_rows & (rows - 1)) != 0)",
+        "",
+        f"{TEST_FEW}results_past_the_caches",
+    ),
+    mutant(
+        "few classes: z_loss is for another kernel",
+        WALKS,
+        "options.label_smoothing == options.z_loss == 0.0",
+        "options.label_smoothing == 0.0",
+        f"{TEST_FEW}options_of_other_kernels[z_loss]",
+    ),
+    mutant(
+        "few classes: a mask is for another kernel",
+        WALKS,
+        ' and "mask" not in names',
+        "",
+        f"{TEST_FEW}options_of_other_kernels[class_mask]",
+    ),
+    mutant(
+        "few classes: softmax beside the gradient is for another kernel",
+        WALKS,
+        ' and "softmax" not in names',
+        "",
+        "test_layer.py",
+    ),
+    mutant(
+        "log(1 + a) for large a",
+        "vectormath.py",
+        "large = a >= 0.5",
+        "large = a >= 1.9",
+        f"{TEST_FEW}within_3_ulp[1.0-3]",
+    ),
+    mutant(
+        "a logsumexp of many classes is summed up again within 1 of 0",
+        "kernels/near_zero.py",
+        "NEAR_ZERO_OF_ALL = 1.0",
+        "NEAR_ZERO_OF_ALL = 0.01",
+        "test_exactness.py::test_logsumexp_of_many_classes_that_is_small",
+    ),
+    mutant(
+        "a logsumexp not quite near 0: what its sum in one part leaves out",
+        "kernels/near_zero.py",
+        "        return lane(log(splat_like(high, total)), 0) + total_low / total\n",
+        "        return 0.99 * lane(log(splat_like(high, total)), 0)\n",
+        "test_exactness.py::test_logsumexp_of_many_classes_that_is_small",
+    ),
+]
+
 MUTANTS = (
     *DTYPES,
+    *FEW_CLASSES,
     *ARRAYS_IN,
     *OUT,
     *THREAD_COUNTS,

@@ -102,6 +102,21 @@ def check_loss(x, targets, axis, bound, what, **options):
     assert_ulp(alone, exact.rows, bound, exact.rows_terms, f"{what}: loss alone")
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [33, 300, 600, 9000])
+def test_logsumexp_of_many_classes_that_is_small(classes, dtype):
+    """From sums of all classes, and around where these are added up with more digits."""
+    rng = np.random.default_rng(classes)
+    goal = np.concatenate([np.linspace(-2, 2, 60), np.nextafter([-1.0, 1.0], 0), [-1.0, 1.0]])
+    x = rng.normal(0, 3, (len(goal), classes))
+    # of some rows one class is nearly all of the sum
+    x[::3, 5] += 25.0
+    x += (goal - scipy.special.logsumexp(x, axis=1))[:, None]
+    x = x.astype(dtype)
+    bound = 3 if dtype is np.float32 else 4
+    assert_ulp(swl.logsumexp(x), reference_logsumexp(x), bound, np.abs(goal) / 4, "logsumexp")
+
+
 @pytest.mark.parametrize("axis", [1, 0], ids=["rows", "columns"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", CLASS_COUNTS)

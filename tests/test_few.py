@@ -136,6 +136,21 @@ def test_bits_do_not_hang_on_layout_number_of_rows_or_threads(n_classes, dtype):
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("n", [1, 17, 33, 70])
+def test_what_stands_beside_the_last_rows_does_not_count(n_classes, n):
+    """The memory of a step's tiles keeps what an earlier call has left there."""
+    x, targets = many_rows(n_classes, 3.0, 70)
+    swl.cross_entropy(x, targets, n_threads=1)
+    losses = swl.cross_entropy(x[:n], targets[:n], reduction="none")
+    swl.cross_entropy(x, targets, n_threads=1)
+    lazy.prepared.clear()
+    strided = np.repeat(x, 2, axis=0)[::2]
+    swl.cross_entropy(strided, targets, n_threads=1)
+    total = swl.cross_entropy(strided[:n], targets[:n], reduction="sum", n_threads=1)
+    assert total == np.sum(losses, dtype=np.longdouble).astype(np.float64)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("past_a_line", [0, 4, 40, 60])
 def test_results_past_the_caches(n_classes, past_a_line, monkeypatch):
     monkeypatch.setattr(walks, "STREAMING_BYTES", 0)

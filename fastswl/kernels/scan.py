@@ -53,8 +53,8 @@ def vectors_serve(plan):
 def scan_stretch(plan, place, n_vectors):
     """Whether all indices of some vectors are classes or ignored, and how many of each lane count.
 
-    A class is no farther from the middle class than the first and the last. (Without a branch for each vector: 2 classes, loss and
-    gradient 0.90 to @@ ns an element.)
+    A class is no farther from the middle class than the first and the last. (Of 2 classes, loss and gradient, 0.90 to 0.75 ns an
+    element: LLVM's vectors of a loop over whole numbers took 0.5 ns a row.)
     """
     zero = wide_zero(FLOAT64)
     one = splat_like(zero, 1.0)
