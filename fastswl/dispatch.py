@@ -27,7 +27,7 @@ from fastswl.kernels.plan import (
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS
 from fastswl.kernels.rows import AGAIN, TABLE_BYTES
 from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS
-from fastswl.kernels.split import DESCRIBE, FINISH, MERGE, SUM_UP
+from fastswl.kernels.split import DESCRIBE, FINISH, MERGE, STRETCH_PARTS, SUM_UP
 from fastswl.kernels.targets import INDEX_CODES
 from fastswl.prepared import exact_sum, keep_loss, keep_softmax, total_of_blocks
 from fastswl.running import Storages, address_of, kernel_address, packed_plan, run_kernel
@@ -132,7 +132,7 @@ def _walk_split(route: Route, storages: Storages, words: list[Any], n_threads: i
                 step(SUM_UP, count * n_parts)
                 step(MERGE, count)
             if own[_PLACE["out"]]:
-                step(FINISH, count * n_parts)
+                step(FINISH, count * -(-n_parts // STRETCH_PARTS))
 
 
 # --- what the public functions call -------------------------------------------------------------------------------------

@@ -94,7 +94,9 @@ def choose_walk(
     # of a batch; there are two, of which one is written while the other is computed
     tile_bytes = (TABLE_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area + 63) // 64 * 64
     if n_classes > SPLIT_CLASSES or 2 * tile_bytes > ROW_SCRATCH_BYTES:
-        return Walk("split", 1, 0, LINE_ROOM + areas * VECTOR_BYTES * (PART_VECTORS + 1), 0)
+        # of a part; there are two, as of a batch
+        part_bytes = areas * VECTOR_BYTES * (PART_VECTORS + 1)
+        return Walk("split", 1, part_bytes, LINE_ROOM + 2 * part_bytes, 0)
     return Walk("row", tile_rows, tile_bytes, 2 * tile_bytes, LINE_ROOM)
 
 

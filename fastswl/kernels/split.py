@@ -6,7 +6,7 @@ arithmetic, and so every bit, is that of the row walk.
 """
 
 from fastswl.compilation import block_kernel, routine
-from fastswl.kernels.lines import LINE_ROOM, write_row
+from fastswl.kernels.lines import LINE_ROOM, write_head, write_tail, write_vectors
 from fastswl.kernels.merge import merge_parts
 from fastswl.kernels.part import row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
@@ -36,11 +36,13 @@ from fastswl.simd import (
 
 #: phases
 DESCRIBE, SUM_UP, MERGE, FINISH = range(4)
+#: parts of a row that one thread finishes in order (a row of 67 million: @@ ms one by one)
+STRETCH_PARTS = 8
 
 
 @routine
 def split_step(storage, target_storage, plan, scratch, unit, n_parts):
-    """One step of the split walk. Units are rows in the phases DESCRIBE and MERGE, parts of rows in SUM_UP and FINISH."""
+    """One step of the split walk. Units are rows in the phases DESCRIBE and MERGE, parts of rows in SUM_UP."""
     arithmetic = arithmetic_of(storage)
     row = unit if plan.phase == DESCRIBE or plan.phase == MERGE else unit // n_parts
     outer = row // plan.n_inner
@@ -73,9 +75,7 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
     area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
     areas = scratch + LINE_ROOM
     part = parts + PART_BYTES * i
-    if plan.phase == SUM_UP and (ignored or load_double(table + AGAIN) == 0.0):
-        return
-    if not ignored:
+    if not ignored and load_double(table + AGAIN) != 0.0:
         row_part(
             storage,
             target_storage,
@@ -93,27 +93,76 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
             no_results(arithmetic, target_storage),
             word(0),
         )
-    if plan.phase == FINISH:
-        line = scratch + VECTOR_BYTES if plan.streaming != 0 else word(0)
-        results = finish_part(
-            storage,
-            target_storage,
-            plan,
-            table,
-            word(0),
-            part,
-            word(RECORD_STEP),
-            areas,
-            area_bytes,
-            outer,
-            inner,
-            first_class,
-            n,
-            line,
-            word(0),
-            word(0),
-        )
-        write_row(result_of(storage), results)
+
+
+@routine
+def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
+    """The results of a stretch of neighbouring parts; those of one part go out while the exponentials of the next are computed."""
+    arithmetic, results = arithmetic_of(storage), result_of(storage)
+    n_stretches = (n_parts + STRETCH_PARTS - 1) // STRETCH_PARTS
+    row = unit // n_stretches
+    outer = row // plan.n_inner
+    inner = row - outer * plan.n_inner
+    table = plan.row_tables + TABLE_BYTES * row
+    ignored = plan.operation == LOSS and load_double(table + ROW_WEIGHT) == 0.0
+    part_classes = PART_VECTORS * lanes(storage)
+    first_part = STRETCH_PARTS * (unit - row * n_stretches)
+    last_part = least(first_part + STRETCH_PARTS, n_parts)
+    line = scratch + VECTOR_BYTES if plan.streaming != 0 else word(0)
+    place = plan.out + outer * plan.out_outer + inner * plan.out_inner
+    begin = place + first_part * part_classes * plan.out_class
+    end = place + least(last_part * part_classes, plan.n_classes) * plan.out_class
+    area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
+    here, before = scratch + LINE_ROOM, scratch + LINE_ROOM + plan.tile_bytes
+    done = no_results(arithmetic, target_storage)
+    # one step more, to write the results of the last
+    for i in range(first_part, last_part + 1):
+        written = write_head(results, done)
+        n_done = (done.n - written) // lanes(storage)
+        part = plan.row_parts + PART_BYTES * (n_parts * row + i)
+        first_class = part_classes * i
+        n = least(part_classes, plan.n_classes - first_class)
+        if i < last_part and not ignored:
+            row_part(
+                storage,
+                target_storage,
+                plan,
+                table,
+                word(0),
+                part,
+                word(RECORD_STEP),
+                here,
+                area_bytes,
+                outer,
+                inner,
+                first_class,
+                n,
+                done,
+                written,
+            )
+        else:
+            write_vectors(results, done, written, n_done)
+        write_tail(results, done, written + n_done * lanes(storage))
+        if i < last_part:
+            done = finish_part(
+                storage,
+                target_storage,
+                plan,
+                table,
+                word(0),
+                part,
+                word(RECORD_STEP),
+                here,
+                area_bytes,
+                outer,
+                inner,
+                first_class,
+                n,
+                line,
+                begin,
+                end,
+            )
+        here, before = before, here
 
 
 @block_kernel
@@ -122,5 +171,8 @@ def split_walk(storage, target_storage, plan_address, scratch, first, last):
     plan = load_plan(plan_address)
     n_parts, _ = parts_of(storage, plan.n_classes)
     for unit in range(first, last):
-        split_step(storage, target_storage, plan, scratch, unit, n_parts)
+        if plan.phase == FINISH:
+            finish_stretch(storage, target_storage, plan, scratch, unit, n_parts)
+        else:
+            split_step(storage, target_storage, plan, scratch, unit, n_parts)
     return 0
