@@ -1030,7 +1030,7 @@ OPTIONS = [
         "kernels/entry.py",
         ", select(ignored, 0, 1)",
         ", 1",
-        "test_torch.py::test_cross_entropy[indices-mean-2d-float64]",
+        "test_prepared.py::test_a_kept_call_counts_rows_one_by_one_and_by_vectors[9-int64]",
     ),
     mutant(
         "sample_weight multiplies a row's share of the divisor",
@@ -2685,7 +2685,7 @@ FEW_CLASSES = [
         FEW,
         " | ((n_rows & (rows - 1)) != 0)",
         "",
-        f"{TEST_FEW}results_past_the_caches",
+        f"{TEST_FEW}the_layer_and_memory_behind_results",
     ),
     mutant(
         "few classes: z_loss is for another kernel",
@@ -2706,7 +2706,28 @@ FEW_CLASSES = [
         WALKS,
         ' and "softmax" not in names',
         "",
-        "test_layer.py",
+        f"{TEST_FEW}the_layer_and_memory_behind_results",
+    ),
+    mutant(
+        "split rows: a stretch's last results are written, too",
+        "kernels/split.py",
+        "    for i in range(first_part, last_part + 1):",
+        "    for i in range(first_part, last_part):",
+        "test_walks.py::test_split_rows_past_the_caches[float32-0-1001]",
+    ),
+    mutant(
+        "split rows: two parts lie in two places",
+        "kernels/split.py",
+        "        here, before = before, here",
+        "        here, before = here, before",
+        "test_walks.py::test_split_rows_past_the_caches[float32-0-12288]",
+    ),
+    mutant(
+        "split rows: a stretch ends where the next begins",
+        "kernels/split.py",
+        "    end = place + least(last_part * part_classes, plan.n_classes) * plan.out_class",
+        "    end = place + plan.n_classes * plan.out_class",
+        "test_walks.py::test_split_rows_past_the_caches[float32-40-77831]",
     ),
     mutant(
         "log(1 + a) for large a",

@@ -136,6 +136,25 @@ def test_bits_do_not_hang_on_layout_number_of_rows_or_threads(n_classes, dtype):
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("n", [1, 15, 17, 33, 63])
+def test_the_layer_and_memory_behind_results(n_classes, n):
+    """The layer's softmax beside the gradient is another kernel's; what is behind the last row is left alone."""
+    x, targets = many_rows(n_classes, 3.0, n)
+    layer = swl.SoftmaxWithLoss()
+    loss = layer.forward(x, targets)
+    grad = layer.backward()
+    result = swl.cross_entropy_value_and_grad(x, targets)
+    np.testing.assert_allclose(loss, result.loss, rtol=3e-7)
+    np.testing.assert_allclose(grad, result.grad, rtol=1e-6, atol=1e-30)
+    assert_ulp(layer.y, reference_softmax(x), 3)
+    for function in (swl.softmax, swl.log_softmax):
+        memory = np.full((n + 20) * n_classes, 7.0, np.float32)
+        out = memory[: n * n_classes].reshape(x.shape)
+        np.testing.assert_array_equal(function(x, out=out), function(np.asfortranarray(x)))
+        assert (memory[n * n_classes :] == 7).all()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("n", [1, 17, 33, 70])
 def test_what_stands_beside_the_last_rows_does_not_count(n_classes, n):
     """The memory of a step's tiles keeps what an earlier call has left there."""
@@ -173,11 +192,18 @@ def test_results_past_the_caches(n_classes, past_a_line, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"label_smoothing": 0.1}, {"z_loss": 1e-2}, {"softcap": 3.0}, {"logit_scale": 0.5}, {"class_mask": [True, True]}],
+    [
+        {"label_smoothing": 0.1},
+        {"z_loss": 1e-2},
+        {"softcap": 3.0},
+        {"logit_scale": 0.5},
+        {"class_mask": [True, False, True]},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_options_of_other_kernels(options):
-    x, targets = many_rows(2, 3.0, 100)
+    x, targets = many_rows(3, 3.0, 100)
+    targets = 2 * (targets // 2)
     result = swl.cross_entropy_value_and_grad(x, targets, **options)
     exact = reference_cross_entropy(x, targets, **options)
     assert_ulp(result.grad, exact.grad, 6, exact.grad_terms)

@@ -232,3 +232,16 @@ def test_a_sum_that_is_too_large_is_infinite():
     targets = np.ones(40, np.int64)
     for _ in range(2):
         assert swl.cross_entropy(logits, targets, reduction="sum", z_loss=0.05) == np.inf
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 17, 40])
+def test_a_kept_call_counts_rows_one_by_one_and_by_vectors(n, dtype):
+    x = np.random.default_rng(n).normal(size=(n + 1, 10)).astype(np.float32)
+    for ignored in (0, n // 2, n):
+        targets = (np.arange(n + 1) % 9).astype(dtype)
+        targets[ignored] = 9
+        each = swl.cross_entropy(x, targets, reduction="none", ignore_index=9)
+        for _ in range(2):
+            mean = swl.cross_entropy(x, targets, ignore_index=9)
+            np.testing.assert_allclose(mean, each.sum(dtype=np.float64) / n, rtol=1e-12)

@@ -257,6 +257,30 @@ def test_streamed_results_side_by_side_have_the_same_bits(shape, dtype, offset, 
     assert (apart == 7.0).all()
 
 
+@pytest.mark.parametrize("n_classes", [1001, 4096 * 3, 4096 * 8 + 1, 4096 * 19 + 7])
+@pytest.mark.parametrize("past_a_line", [0, 4, 40, 60])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_split_rows_past_the_caches(n_classes, past_a_line, dtype, crossovers):
+    """Stretches of parts, each written in order by one thread, give the bits of whole rows, and touch nothing else."""
+    x, targets = problem((3, n_classes), -1, dtype)
+    targets[1] = -100
+    expected = swl.cross_entropy_value_and_grad(x, targets, ignore_index=-100)
+    probabilities = swl.softmax(x), swl.log_softmax(x)
+    crossovers("SPLIT_CLASSES", 1000)
+    crossovers("STREAMING_BYTES", 0)
+    memory = np.full(x.size + 256, 7.0, dtype)
+    first = (-memory.ctypes.data % 64 + past_a_line) // memory.itemsize
+    out = memory[first : first + x.size].reshape(x.shape)
+    for n_threads in (1, 2):
+        result = swl.cross_entropy_value_and_grad(x, targets, ignore_index=-100, grad_out=out, n_threads=n_threads)
+        assert result.loss == expected.loss
+        np.testing.assert_array_equal(out, expected.grad)
+        for function, exact in zip((swl.softmax, swl.log_softmax), probabilities, strict=True):
+            out[...] = x
+            np.testing.assert_array_equal(function(out, out=out, n_threads=n_threads), exact)
+        assert (memory[:first] == 7).all() and (memory[first + x.size :] == 7).all()
+
+
 def test_the_choice_looks_at_rows_only():
     for n_classes in (1, 10, 512, 513, 8192, 131073, 1000000, 1048577):
         walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)

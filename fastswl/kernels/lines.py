@@ -166,15 +166,6 @@ class Results(NamedTuple):
 
 
 @formula
-def write_row(storage, results):
-    """All three steps of writing."""
-    written = write_head(storage, results)
-    n_vectors = vectors_in(storage, results.n - written)
-    write_vectors_here(storage, results, written, n_vectors)
-    write_tail(storage, results, written + n_vectors * lanes(storage))
-
-
-@formula
 def write_head(storage, results):
     """Up to the first whole vector: how many were written."""
     arithmetic = arithmetic_of(storage)

@@ -36,7 +36,8 @@ from fastswl.simd import (
 
 #: phases
 DESCRIBE, SUM_UP, MERGE, FINISH = range(4)
-#: parts of a row that one thread finishes in order (a row of 67 million: @@ ms one by one)
+#: parts of a row that one thread finishes in order (loss and gradient of one row of 67 million: 19.7 to 14.4 ms;
+#: 16 and 32 are no faster)
 STRETCH_PARTS = 8
 
 
