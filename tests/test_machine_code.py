@@ -26,7 +26,10 @@ compiles = [
     pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86 assembly"),
 ]
 
+#: kernels with loops of exponentials
 KERNELS = {"panel": "fastswl.kernels.panel:panel_walk", "row": "fastswl.kernels.row:row_walk"}
+#: and one whose exponentials are no loop
+FEW = "fastswl.kernels.few:few_walk"
 VARIANTS = ["plain", "with options"]
 # NUMBA_CPU_NAME alone leaves the features of the host, AVX-512 among them.
 TARGETS = {
@@ -83,7 +86,7 @@ def compile_kernel(kernel: str, variant: str, target: dict, cache: Path) -> Code
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     root = Path(fastswl.__file__).parents[1]
     environment = {**kept, **target, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", COMPILE, KERNELS[kernel], variant]
+    command = [sys.executable, "-c", COMPILE, KERNELS.get(kernel, kernel), variant]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return Code(**json.loads(run.stdout))
@@ -171,15 +174,20 @@ def check_loops(code: Code) -> None:
     loops = exp_loops(code.assembly)
     assert loops, "no loop of packed exponentials"
     for lines in loops:
-        text = "\n".join(lines)
-        assert widths(lines, SHIFT_23) == {code.full_width}, text
-        # sums in float64 and their companions may stand in the same loop, at the same width
-        assert code.full_width in widths(lines, PACKED), text
-        shifts = sum(bool(SHIFT_23.match(line)) for line in lines)
-        multiplications = sum(bool(MULTIPLY_ADD.match(line)) for line in lines)
-        assert multiplications >= MULTIPLICATIONS * shifts, text
-        scalar = [line for line in lines if SCALAR.match(line)]
-        assert scalar == [], text
+        check_packed(lines, code.full_width)
+
+
+def check_packed(lines: list[str], full_width: str) -> None:
+    """Exponentials packed at the full width, nothing scalar."""
+    text = "\n".join(lines)
+    assert widths(lines, SHIFT_23) == {full_width}, text
+    # sums in float64 and their companions may stand in the same loop, at the same width
+    assert full_width in widths(lines, PACKED), text
+    shifts = sum(bool(SHIFT_23.match(line)) for line in lines)
+    multiplications = sum(bool(MULTIPLY_ADD.match(line)) for line in lines)
+    assert multiplications >= MULTIPLICATIONS * shifts, text
+    scalar = [line for line in lines if SCALAR.match(line)]
+    assert scalar == [], text
 
 
 def marked(test):
@@ -223,6 +231,17 @@ def test_exp_loops_are_packed_at_full_width(code):
 
 @marked
 def test_no_library_function_is_called(code):
+    assert library_calls(code.assembly) == set()
+
+
+@marked
+def test_rows_of_few_classes_are_packed_at_full_width(target, tmp_path):
+    code = compile_kernel(FEW, "plain", TARGETS[target], tmp_path)
+    pieces = [block.lines for block in blocks(code.assembly).values() if any(map(SHIFT_23.match, block.lines))]
+    # of two classes and of three
+    assert len(pieces) >= 2
+    for lines in pieces:
+        check_packed(lines, code.full_width)
     assert library_calls(code.assembly) == set()
 
 
