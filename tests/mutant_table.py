@@ -926,7 +926,7 @@ TARGET_KINDS = [
     mutant(
         "a kept call checks its indices: a vector at a time",
         "kernels/entry.py",
-        "row, counted = scan_vectors(plan, target, row, plan.n_inner)",
+        "row, counted, _ = scan_vectors(plan, target, row, plan.n_inner)",
         "row, counted = plan.n_inner, plan.n_inner",
         "test_errors.py::test_a_bad_target_in_a_call_that_is_kept_ready",
     ),
@@ -2228,8 +2228,8 @@ SIZES = [
     mutant(
         "addresses of targets have 64 bits",
         "kernels/scan.py",
-        "targets + row * plan.targets_inner, n_vectors",
-        "targets + (row * plan.targets_inner & 0x7FFFFFFF), n_vectors",
+        "place = targets + row * plan.targets_inner\n",
+        "place = targets + (row * plan.targets_inner & 0x7FFFFFFF)\n",
         "test_sizes.py::test_rows_of_one_class_in_a_sparse_file",
     ),
     mutant(
@@ -2728,6 +2728,48 @@ FEW_CLASSES = [
         "    end = place + least(last_part * part_classes, plan.n_classes) * plan.out_class",
         "    end = place + plan.n_classes * plan.out_class",
         "test_walks.py::test_split_rows_past_the_caches[float32-40-77831]",
+    ),
+    mutant(
+        "the mean leaves out the weights of ignored rows",
+        "kernels/scan.py",
+        "select(ignored, zero, own)",
+        "own",
+        "test_cross_entropy.py::test_the_mean_divides_by_weights_a_vector_at_a_time_and_one_by_one[10-side by side-classes-40]",
+    ),
+    mutant(
+        "the mean divides by the weights of rows",
+        "kernels/scan.py",
+        "sample_weights + 8 * width * i",
+        "sample_weights",
+        "test_cross_entropy.py::test_the_mean_divides_by_weights_a_vector_at_a_time_and_one_by_one[10-side by side-rows-40]",
+    ),
+    mutant(
+        "weights of rows that are broadcast are no neighbours",
+        "kernels/scan.py",
+        "((plan.sample_weight_inner == 8) & weights_follow)",
+        "weights_follow",
+        "test_cross_entropy.py::test_the_mean_divides_by_weights_a_vector_at_a_time_and_one_by_one[10-in steps-rows-40]",
+    ),
+    mutant(
+        "a tile's weights of rows may lie in steps",
+        "kernels/rows.py",
+        "(plan.sample_weight_inner == 8))",
+        "(plan.sample_weight_inner >= 8))",
+        "test_cross_entropy.py::test_the_mean_divides_by_weights_a_vector_at_a_time_and_one_by_one[10-in steps-rows-40]",
+    ),
+    mutant(
+        "a tile's rows have the weights of their classes",
+        "kernels/rows.py",
+        "choose(plan.weight != 0, lambda: one, class_weights))",
+        "choose(plan.weight == 0, lambda: one, class_weights))",
+        "test_cross_entropy.py::test_the_mean_divides_by_weights_a_vector_at_a_time_and_one_by_one[10-side by side-classes-40]",
+    ),
+    mutant(
+        "a row without weight is as if it were ignored",
+        "kernels/rows.py",
+        "select(weight == 0.0, -one, index)",
+        "index",
+        "test_few.py::test_weights_and_ignored_rows",
     ),
     mutant(
         "log(1 + a) for large a",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from problems import (
@@ -287,3 +289,48 @@ def test_million_classes():
     x = np.zeros((1, 1_000_000), np.float32)
     got = swl.cross_entropy(x, np.array([123_456]), reduction="none")
     assert_ulp(got, np.array([np.log(np.longdouble(1_000_000))]), 3)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 40, 1000])
+@pytest.mark.parametrize("kind", ["classes", "rows", "both"])
+@pytest.mark.parametrize("layout", ["side by side", "in steps", "broadcast"])
+@pytest.mark.parametrize("n_classes", [2, 10, 600])
+def test_the_mean_divides_by_weights_a_vector_at_a_time_and_one_by_one(n, kind, layout, n_classes):
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=(n, n_classes)).astype(np.float32)
+    targets = rng.integers(0, n_classes, n)
+    targets[n // 3 :: 5] = -100
+    weight = rng.uniform(0, 3, n_classes) if kind != "rows" else np.ones(n_classes)
+    samples = rng.uniform(0, 3, n) if kind != "classes" else np.ones(n)
+    samples[n // 2 :: 7] = 0.0
+    if layout == "broadcast":
+        samples[...] = 0.75
+    given = {"side by side": samples, "in steps": np.repeat(samples, 2)[::2], "broadcast": np.float64(0.75)}[layout]
+    options = {"weight": weight if kind != "rows" else None, "sample_weight": given if kind != "classes" else None}
+    if kind == "classes":
+        samples[...] = 1.0
+    each = swl.cross_entropy_value_and_grad(x, targets, reduction="none", **options)
+    counts = targets != -100
+    divisor = math.fsum(np.where(counts, weight[targets * counts] * samples, 0.0))
+    if divisor == 0.0:
+        assert np.isnan(swl.cross_entropy(x, targets, **options))
+        return
+    mean = swl.cross_entropy_value_and_grad(x, targets, **options)
+    np.testing.assert_allclose(mean.loss, math.fsum(each.loss) / divisor, rtol=1e-15)
+    np.testing.assert_allclose(mean.grad, each.grad / divisor, rtol=5e-7, atol=1e-40)
+    for row in range(n):
+        one = swl.cross_entropy(
+            x[row : row + 1], targets[row : row + 1], weight=weight, sample_weight=samples[row], reduction="sum"
+        )
+        assert np.float32(one) == each.loss[row]
+
+
+@pytest.mark.parametrize("bad", [-1, 10, 10**15, -(10**15)])
+@pytest.mark.parametrize("place", [0, 7, 500, 519, 520])
+def test_a_bad_index_is_found_before_its_weight_is_looked_for(bad, place):
+    x = np.zeros((521, 10), np.float32)
+    targets = np.arange(521) % 10
+    targets[place] = bad
+    for options in ({"weight": np.ones(10)}, {"sample_weight": np.ones(521)}):
+        with pytest.raises(IndexError, match=str(bad)):
+            swl.cross_entropy(x, targets, **options)

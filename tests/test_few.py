@@ -80,6 +80,12 @@ def test_weights_and_ignored_rows(n_classes, dtype):
         if options["reduction"] == "none":
             assert_ulp(result.loss, exact.rows, 3, exact.rows_terms, f"loss {options}")
     ignored = x.copy()
+    ignored[::5] = NAN
+    same = swl.cross_entropy_value_and_grad(ignored, targets, ignore_index=-100, sample_weight=samples)
+    plain = swl.cross_entropy_value_and_grad(x, targets, ignore_index=-100, sample_weight=samples)
+    assert same.loss == plain.loss
+    np.testing.assert_array_equal(same.grad, plain.grad)
+    ignored = x.copy()
     ignored[::7] = NAN
     same = swl.cross_entropy_value_and_grad(ignored, targets, ignore_index=-100)
     plain = swl.cross_entropy_value_and_grad(x, targets, ignore_index=-100)

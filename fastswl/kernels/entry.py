@@ -82,7 +82,7 @@ def rows_that_count(plan, target):
         return plan.n_inner
     row, counted = word(0), 0.0
     if vectors_serve(plan):
-        row, counted = scan_vectors(plan, target, row, plan.n_inner)
+        row, counted, _ = scan_vectors(plan, target, row, plan.n_inner)
     while row < plan.n_inner:
         good, counts = index_counts(plan, load_index(plan.index_code, target + plan.targets_inner * row))
         if not good:

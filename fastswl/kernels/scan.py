@@ -13,14 +13,16 @@ from fastswl.simd import (
     lane,
     lanes,
     least,
+    load,
     load_double,
+    load_doubles_at,
     select,
     splat_like,
     steps,
     store_double,
     wide_zero,
 )
-from fastswl.vectormath import max_lanes, plain_total_of_lanes, two_sum
+from fastswl.vectormath import exact_total_of_lanes, max_lanes, two_sum
 
 #: rows in a block of the scan
 SCAN_ROWS = 65536
@@ -32,11 +34,11 @@ SCAN_BYTES = 24
 
 @formula
 def side_by_side(plan):
-    """Whether indices are all there is, and they are neighbours that vectors can compare."""
+    """Whether indices (and weights of rows) are neighbours that vectors can compare."""
+    weights_follow = (plan.n_outer == 1) | (plan.sample_weight_outer == 8 * plan.n_inner)
     return (
         (plan.kind == INDEX_TARGETS)
-        & (plan.weight == 0)
-        & (plan.sample_weight == 0)
+        & ((plan.sample_weight == 0) | ((plan.sample_weight_inner == 8) & weights_follow))
         & ((plan.n_outer == 1) | (plan.targets_outer == plan.targets_inner * plan.n_inner))
         & (plan.targets_inner == index_bytes(plan.index_code))
         & vectors_serve(plan)
@@ -69,6 +71,31 @@ def scan_stretch(plan, place, n_vectors):
 
 
 @formula
+def add_weights(plan, targets, sample_weights, n_vectors, high, low):
+    """What the mean divides by for some vectors of good indices, added to the sum of two in each lane. (10 classes with weights, loss
+    and gradient: 1.11 to 0.84 ns an element; with weights of rows 1.38 to 1.00.)"""
+    total, rest = Running(high), Running(low)
+    zero = wide_zero(FLOAT64)
+    width = lanes(FLOAT64)
+    for i in steps(0, n_vectors):
+        index = load_indices(FLOAT64, plan.index_code, targets + plan.targets_inner * width * i)
+        ignored = index == plan.ignore_index
+
+        def of_class(index=index, ignored=ignored):
+            return load_doubles_at(plan.weight, select(ignored, zero, index))
+
+        def of_row(i=i):
+            return load(FLOAT64, sample_weights + 8 * width * i)
+
+        one = splat_like(zero, 1.0)
+        own = choose(plan.weight != 0, lambda one=one: one, of_class)
+        own = own * choose(plan.sample_weight != 0, lambda one=one: one, of_row)
+        total.value, error = two_sum(total.value, select(ignored, zero, own))
+        rest.value = rest.value + error
+    return total.value, rest.value
+
+
+@formula
 def weight_of_row(plan, outer, inner):
     """Whether a row's index is a class or ignored, and what the mean divides by for it."""
 
@@ -90,19 +117,25 @@ def weight_of_row(plan, outer, inner):
 
 @routine
 def scan_vectors(plan, targets, start, end):
-    """Go over whole vectors of good indices: the row where that ends, and how many of them count (1e6 rows: 10 times faster
-    than one by one)."""
+    """Go over whole vectors of good indices: the row where that ends, and what the mean divides by for them, as a sum of two
+    (1e6 rows: 10 times faster than one by one)."""
     width = lanes(FLOAT64)
-    total = wide_zero(FLOAT64)
+    total, rest = wide_zero(FLOAT64), wide_zero(FLOAT64)
+    weighted = plan.weight != 0 or plan.sample_weight != 0
     row = start
     while row + width <= end:
         n_vectors = least(STRETCH_VECTORS, (end - row) // width)
-        good, counted = scan_stretch(plan, targets + row * plan.targets_inner, n_vectors)
+        place = targets + row * plan.targets_inner
+        good, counted = scan_stretch(plan, place, n_vectors)
         if not good:
             break
-        total = total + counted
+        if weighted:
+            total, rest = add_weights(plan, place, plan.sample_weight + 8 * row, n_vectors, total, rest)
+        else:
+            total = total + counted
         row += width * n_vectors
-    return row, plain_total_of_lanes(FLOAT64, total)
+    high, low = exact_total_of_lanes(FLOAT64, total, rest)
+    return row, high, low
 
 
 @block_kernel
@@ -115,7 +148,7 @@ def scan_targets(storage, target_storage, plan_address, scratch, first, last):
         start, end = block * SCAN_ROWS, least((block + 1) * SCAN_ROWS, n_rows)
         high, low = 0.0, 0.0
         if side_by_side(plan):
-            start, high = scan_vectors(plan, plan.targets, start, end)
+            start, high, low = scan_vectors(plan, plan.targets, start, end)
         for row in range(start, end):
             outer = row // plan.n_inner
             inner = row - outer * plan.n_inner

@@ -54,6 +54,7 @@ from fastswl.simd.choices import (
 from fastswl.simd.memory import (
     load,
     load_double,
+    load_doubles_at,
     load_int64,
     load_integer,
     load_integers,
@@ -143,6 +144,7 @@ __all__ = [
     "least",
     "load",
     "load_double",
+    "load_doubles_at",
     "load_int64",
     "load_integer",
     "load_integers",

@@ -202,6 +202,24 @@ def load_double(typingctx, address):
 
 
 @intrinsic
+def load_doubles_at(typingctx, address, numbers):
+    """Of the float64 from `address` on those of the given numbers (a vector of whole float64), as a vector."""
+
+    def codegen(context, builder, sig, args):
+        address, numbers = args
+        offsets = builder.fptosi(numbers, ir.VectorType(I64, sig.args[1].lanes))
+        result = ir.Constant(numbers.type, ir.Undefined)
+        for lane in range(sig.args[1].lanes):
+            number = ir.Constant(I32, lane)
+            offset = builder.mul(builder.extract_element(offsets, number), ir.Constant(I64, 8))
+            value = builder.load(pointer_to(builder, builder.add(address, offset), ir.DoubleType()), align=8)
+            result = builder.insert_element(result, value, number)
+        return result
+
+    return numbers(types.int64, numbers), codegen
+
+
+@intrinsic
 def store_double(typingctx, address, value):
     """Store a float64 at `address`."""
 
