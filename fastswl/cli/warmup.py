@@ -32,6 +32,7 @@ class Case(NamedTuple):
 CASES = {
     "few classes, many rows": Case((4096, 10)),
     "few classes": Case((64, 10)),
+    "two classes": Case((64, 2)),
     "many classes": Case((64, 1000)),
     "two long rows": Case((2, 1_100_000)),
     "images": Case((8, 21, 64, 64), axis=1),
