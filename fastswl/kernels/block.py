@@ -250,7 +250,10 @@ def capped_and_scaled(storage, source, low_parts, slopes, n, softcap, scale):
     def several(offsets):
         x = SideBySide(*(load(storage, source + offset) for offset in offsets))
         z, z_low, slope = choose(softcap != 0.0, lambda: (x, zero, one), lambda: softcapped(storage, x, softcap, scale))
-        high, low = times_in_two(storage, z, z_low, factor, factor_low)
+        # (softcap alone, 100 and 1,000 classes: 5 to 7 % off)
+        high, low = choose(
+            scale != 1.0, lambda: (z, z_low), lambda: times_in_two(storage, z, z_low, factor, factor_low)
+        )
 
         def digits():
             large = absolute(high) > LARGE_LOGIT
