@@ -217,7 +217,7 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     if plan.weight is not None:
         others["weight"] = address_of(plan.weight)
         if plan.probabilities or plan.label_smoothing != 0.0:
-            # (5,000 classes: 50 us)
+            # (5,000 classes: 145 us)
             layout = STORAGES[storages[0]]
             held = np.zeros(logits.shape[-1] + layout.lanes, f"f{layout.arithmetic.bitwidth // 8}")
             held[: -layout.lanes] = plan.weight
