@@ -175,7 +175,13 @@ def exp_above(storage, x, magic, lowest):
 
     x - m is never formed, so it is never rounded. -inf and all below `lowest` give an exact 0, NaN gives NaN.
     """
-    r, power_of_two = reduce_above(storage, x, magic, lowest)
+    return exp_within(storage, bounded_below(x, lowest), magic)
+
+
+@formula
+def exp_within(storage, x, magic):
+    """`exp_above` of x that are `lowest` or more."""
+    r, power_of_two = reduce_within(storage, x, magic)
     return exp_polynomial(storage, r) * power_of_two
 
 
@@ -198,7 +204,18 @@ def exp_above_for_float32(x, magic, lowest):
 @formula
 def reduce_above(storage, x, magic, lowest):
     """The reduced argument, and the power of two that belongs to it."""
-    x = select(x < lowest, lowest, x)
+    return reduce_within(storage, bounded_below(x, lowest), magic)
+
+
+@formula
+def bounded_below(x, lowest):
+    """The larger of each lane; NaN stays."""
+    return select(x < lowest, lowest, x)
+
+
+@formula
+def reduce_within(storage, x, magic):
+    """`reduce_above` of x that are `lowest` or more."""
     shifted = fma(x, LOG2_E, magic)
     return reduce_argument(storage, x, shifted - magic), as_floats(as_bits(shifted) << by_type(storage, 23, 52))
 
@@ -273,7 +290,7 @@ def reduce_in_two(x, n):
 def exp_in_two(x, x_low, magic, lowest):
     """As `exp_of_sum_above` of float64 vectors, as a sum of two: within 2**-56."""
     x_low = select(x < lowest, splat_like(x, 0.0), x_low)
-    x = select(x < lowest, lowest, x)
+    x = bounded_below(x, lowest)
     shifted = fma(x, LOG2_E, magic)
     r, r_low = reduce_in_two(x, shifted - magic)
     r_low = r_low + x_low

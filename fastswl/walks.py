@@ -8,6 +8,7 @@ import functools
 import itertools
 from typing import Any, NamedTuple
 
+from fastswl.kernels.few import FEW_TILES
 from fastswl.kernels.lines import LINE_ROOM
 from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, INDEX_TARGETS, LOGSUMEXP, LOSS, Plan
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS
@@ -20,8 +21,8 @@ from fastswl.simd import STORAGES, VECTOR_BYTES
 #: gradient by rows and by tiles: 384 classes in the third-level cache 0.20 and 0.16 ns, beyond it 0.175 and 0.164; 512 0.174 and
 #: 0.160, 0.158 and 0.167; 640 0.163 both, 0.152 and 0.165; float64, 384 0.36 and 0.35, 0.33 and 0.36)
 PANEL_CLASSES, PANEL_CLASSES_64 = 512, 384
-#: classes up to which a row of float32 arithmetic goes through the kernel for so few, whatever its layout, and tiles of its steps
-FEW_CLASSES, FEW_TILES = 3, 4
+#: classes up to which a row of float32 arithmetic goes through the kernel for so few, whatever its layout
+FEW_CLASSES = 3
 #: classes of the tiles that go through the stages together
 STEP_CLASSES = 64
 #: bytes of the tiles of rows that lie side by side, below a second-level cache of 1 MB. The more rows, the longer the pieces of each
@@ -35,8 +36,9 @@ STRIDED_CLASSES = 2048
 SPLIT_CLASSES = 1 << 20
 #: and bytes of a thread's scratch memory that a row may take (float64 and options reach them first)
 ROW_SCRATCH_BYTES = 8 << 20
-#: exponentials of a batch of short rows, held in the first-level cache
-BATCH_ELEMENTS = 8192
+#: exponentials of a batch of short rows: two batches, and what is read and written, are held in the first-level cache (twice as
+#: many: 1 to 4 % slower)
+BATCH_ELEMENTS = 4096
 #: elements in a block (a thread's step, and what one partial sum of losses covers): a few dozen blocks of small work, of large work
 #: so many elements that the first and last batch of a block, which nothing overlaps, count little (1,000 classes: 0.32 to 0.26 ns)
 BLOCK_ELEMENTS, LARGE_BLOCK_ELEMENTS, BLOCKS = 16384, 131072, 64

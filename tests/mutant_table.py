@@ -1084,9 +1084,23 @@ OPTIONS = [
     mutant(
         "smoothing with weights weighs every class",
         DISPATCH,
-        "exact_sum(plan.weight.tolist())",
+        "sum_of_weights(plan.weight)",
         "float(logits.shape[-1])",
         "test_torch.py::test_cross_entropy",
+    ),
+    mutant(
+        "the sum of many weights is exact: the rests count",
+        "prepared.py",
+        "float(heads.sum()) + float((weights - heads).sum())",
+        "float(heads.sum())",
+        "test_prepared.py::test_the_sum_of_many_weights_is_rounded_once",
+    ),
+    mutant(
+        "the sum of many weights is exact: heads add up without rounding",
+        "prepared.py",
+        "math.frexp(largest)[1] + 26",
+        "math.frexp(largest)[1] + 2",
+        "test_prepared.py::test_the_sum_of_many_weights_is_rounded_once",
     ),
     mutant(
         "label_smoothing is at most 1",
@@ -1624,8 +1638,8 @@ SPECIAL_VALUES = [
     mutant(
         "a row with NaN is NaN",
         VECTORS,
-        "x = select(x < lowest, lowest, x)\n    shifted = fma(x, LOG2_E, magic)\n    return",
-        "x = select(x > lowest, x, lowest)\n    shifted = fma(x, LOG2_E, magic)\n    return",
+        "    return select(x < lowest, lowest, x)",
+        "    return select(x > lowest, x, lowest)",
         "test_special_values.py::test_softmax_family",
     ),
     mutant(

@@ -1,10 +1,13 @@
 """Calls that are kept ready: the same bits as the general way, and back to it wherever an array is other than was seen."""
 
+import math
+
 import numpy as np
 import pytest
 
 import fastswl as swl
 from fastswl import dispatch, lazy
+from fastswl.prepared import sum_of_weights
 
 SHAPES = [(5, 7), (3, 4, 10), (40, 1000), (3000, 12)]
 OPTIONS = [
@@ -223,6 +226,23 @@ def test_an_infinite_loss_stays_infinite(shape):
     for _ in range(3):
         assert swl.cross_entropy(logits, targets) == np.inf
         assert swl.cross_entropy_value_and_grad(logits, targets, reduction="sum").loss == np.inf
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 20.0], ids=str)
+@pytest.mark.parametrize("n", [1, 160, 161, 5000, 200_000], ids=str)
+def test_the_sum_of_many_weights_is_rounded_once(n, spread):
+    """As by math.fsum, in any order; a plain sum is 1 ulp and more off."""
+    rng = np.random.default_rng(n)
+    for _ in range(20):
+        weights = rng.lognormal(0, spread, n)
+        weights[rng.random(n) < 0.1] = 0.0
+        assert sum_of_weights(weights) == math.fsum(weights.tolist())
+
+
+@pytest.mark.parametrize("scale", [0.0, 5e-324, 1e-300, 1e300])
+def test_the_sum_of_many_weights_at_the_ends_of_the_range(scale):
+    weights = np.random.default_rng(0).integers(0, 100, 1000) * scale
+    assert sum_of_weights(weights) == math.fsum(weights.tolist())
 
 
 def test_a_sum_that_is_too_large_is_infinite():

@@ -27,6 +27,7 @@ from fastswl.simd import (
     narrow,
     prefetch,
     prefetch_second_level,
+    quotient,
     select,
     splat_like,
     steps,
@@ -36,8 +37,19 @@ from fastswl.simd import (
     wide_zero,
     widen,
 )
-from fastswl.vectormath import accumulate, exp_above, exp_of_sum_above, softcapped, split_float, times_in_two, two_sum
+from fastswl.vectormath import (
+    accumulate,
+    exp_above,
+    exp_of_sum_above,
+    exp_within,
+    softcapped,
+    split_float,
+    times_in_two,
+    two_sum,
+)
 
+#: pairs of vectors whose exponentials are computed side by side (two: 2 to 6 % slower, four: no better)
+PAIRS_SIDE_BY_SIDE = 3
 #: bytes past what is read next, which come from main memory into the second-level cache meanwhile (loss alone, 1,000 classes:
 #: 0.84 to 0.76 of a copy; twice or half of it: 0.76 to 0.78)
 FAR_AHEAD = 8192
@@ -102,9 +114,9 @@ def nan_where_any(storage, source, n, top):
 
 
 def by_groups(begin, end, size):
-    """For formulas: the numbers from `begin` on by groups of `size` (a power of two), as the first of each group and how many it has;
-    those that fill no group come first, one by one."""
-    odd = begin + ((end - begin) & (size - 1))
+    """For formulas: the numbers from `begin` on by groups of `size`, as the first of each group and how many it has; those that fill
+    no group come first, one by one."""
+    odd = end - quotient(end - begin, size) * size
     for first in steps(begin, odd):
         yield first, 1
     for first in steps(odd, end, size):
@@ -121,7 +133,8 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
     class that is left out): the others need not be copied first. (None for both: all are at `source`.) Meanwhile the lines that
     are read next are asked for, one a vector: what follows a row in memory comes while this one is computed.
 
-    Where `bounds` is not None, it is the bounds of what lies at `source`, too: third of what is returned.
+    Where `bounds` is not None, it is the bounds of what lies at `source`, too: third of what is returned; and no logit is compared
+    with `lowest`, which they will tell: what has been put at `target` is at least that.
     """
     total, rest = Running(high), Running(low)
 
@@ -137,7 +150,7 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
             prefetch_second_level(line.value + ahead.far)
             # an address of its own for each line would take a register each, where there are four side by side
             line.value = as_it_is(line.value + ahead.step)
-        return exp_of_several(storage, places, low_parts, target, i, magic, lowest)
+        return exp_of_several(storage, places, low_parts, target, i, magic, lowest if bounds is None else None)
 
     def add(e):
         total.value, rest.value = accumulate(storage, total.value, rest.value, e)
@@ -152,7 +165,7 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
             add(e[2 * i] + e[2 * i + 1])
 
     def add_many(begin, end, note):
-        for pair, count in by_groups(begin, end, max(vectors_side_by_side() // 2, 1)):
+        for pair, count in by_groups(begin, end, vectors_side_by_side(PAIRS_SIDE_BY_SIDE)):
             note(pair, count)
             add_pairs(pair, count)
 
@@ -189,7 +202,8 @@ def by_low_parts(low_parts, without, with_them):
 
 
 def exp_of_several(storage, places, low_parts, target, first, magic, lowest):
-    """For formulas: the exponentials of the vectors at `places`, of the target and of the low parts those from the `first` on."""
+    """For formulas: the exponentials of the vectors at `places`, of the target and of the low parts those from the `first` on.
+    Without `lowest` of logits that are not below."""
     numbers = [first + i for i in range(len(places))]
     x = SideBySide(*(load(storage, place) for place in places))
 
@@ -197,7 +211,10 @@ def exp_of_several(storage, places, low_parts, target, first, magic, lowest):
         low = SideBySide(*(load(storage, low_parts + VECTOR_BYTES * i) for i in numbers))
         return exp_of_sum_above(storage, x, low, magic, lowest)
 
-    e = by_low_parts(low_parts, lambda: exp_above(storage, x, magic, lowest), of_sum)
+    if lowest is None:
+        e = exp_within(storage, x, magic)
+    else:
+        e = by_low_parts(low_parts, lambda: exp_above(storage, x, magic, lowest), of_sum)
     for i, one in zip(numbers, e, strict=True):
         store(storage, target + VECTOR_BYTES * i, one)
     return list(e)
@@ -273,7 +290,7 @@ def capped_and_scaled(storage, source, low_parts, slopes, n, softcap, scale):
                 store(storage, place + offset, number)
             top.value = larger(numbers[0], top.value)
 
-    for i, count in by_groups(0, n, vectors_side_by_side()):
+    for i, count in by_groups(0, n, vectors_side_by_side(4)):
         several([VECTOR_BYTES * (i + k) for k in range(count)])
     return top.value
 

@@ -75,6 +75,8 @@ from fastswl.vectormath import (
     two_sum,
 )
 
+#: tiles of a step, which go side by side
+FEW_TILES = 4
 #: the unit of exponentials, that of the largest
 UNIT = 2.0**BIAS_32
 
@@ -191,7 +193,7 @@ def finish_few(storage, plan, scratch, n_tiles):
     """From the logits in tiles, each behind its table, to the results in place of them, and the losses in the tables."""
     # (the chain of operations of one tile is too long for a processor to begin the next one's meanwhile. The last tiles may have
     # idle ones beside them)
-    side_by_side = vectors_side_by_side()
+    side_by_side = vectors_side_by_side(FEW_TILES)
     for step in steps(0, n_tiles, side_by_side):
         tables = [scratch + plan.tile_bytes * (step + k) for k in range(side_by_side)]
         of_two, of_three = (functools.partial(few_classes, storage, plan, scratch, tables, n) for n in (2, 3))

@@ -89,30 +89,30 @@ def part_maximum(storage, source, edge, n):
     """`load_part` of neighbouring numbers of the arithmetic type that stay where they are: only what is past the last whole pair of
     vectors is put, filled up with -inf, at its place in the block `edge`. At least one vector."""
     top = block_maximum(storage, source, vectors_in(storage, n))
-    past, tail = put_edge(storage, source, edge, n)
+    past, tail = put_edge(storage, source, edge, n, -np.inf)
     return select(past != 0, larger(tail, top), top)
 
 
 @formula
-def put_edge(storage, source, edge, n):
-    """Put what is past the last whole pair of vectors of `n` numbers, filled up with -inf, at its place in the block `edge`: how many
-    numbers that is, and the last vector of all (which overlaps the one before). At least one vector."""
+def put_edge(storage, source, edge, n, nothing):
+    """Put what is past the last whole pair of vectors of `n` numbers, filled up with `nothing`, at its place in the block `edge`: how
+    many numbers that is, and the last vector of all (which overlaps the one before). At least one vector."""
     size, width = itemsize(storage), lanes(storage)
     whole = vectors_in(storage, n)
     past = n & (2 * width - 1)
     tail = load(storage, source + size * (n - width))
 
     def fill_up():
-        infinite = splat_like(tail, -np.inf)
+        filler = splat_like(tail, nothing)
 
         def first_of_pair():
             place = VECTOR_BYTES * (whole - 1)
             store(storage, edge + place, load(storage, source + place))
 
         when(past > width, first_of_pair)
-        store(storage, edge + VECTOR_BYTES * whole, infinite)
+        store(storage, edge + VECTOR_BYTES * whole, filler)
         store(storage, edge + size * (n - width), tail)
-        store(storage, edge + size * n, infinite)
+        store(storage, edge + size * n, filler)
 
     when(past != 0, fill_up)
     return past, tail

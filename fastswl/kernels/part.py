@@ -199,7 +199,22 @@ def row_part(
         )
 
     patched, apart, apart_exp = leave_out_of_part(
-        arithmetic, plan, table, row, part, step, source, copied, logits, low_parts, mass, chosen, m, magic, lowest
+        arithmetic,
+        plan,
+        table,
+        row,
+        part,
+        step,
+        source,
+        copied,
+        logits,
+        low_parts,
+        mass,
+        chosen,
+        -np.inf,
+        m,
+        magic,
+        lowest,
     )
 
     exponentials = logits
@@ -257,10 +272,27 @@ def guess_part(
     whole = n // (2 * lanes(storage))
     units = load_double(table + GUESS)
     magic, lowest = exp_reference(storage, narrow_splat(storage, logits, units))
-    past, tail = put_edge(storage, logits, exponentials, n)
+    # of which e is 0
+    nothing = lane(lowest, 0)
+    past, tail = put_edge(storage, logits, exponentials, n, nothing)
     chosen = target_in_part(plan, table, row, first_class, n)
     patched, _, apart_exp = leave_out_of_part(
-        storage, plan, table, row, part, step, logits, whole, exponentials, None, 0, chosen, tail, magic, lowest
+        storage,
+        plan,
+        table,
+        row,
+        part,
+        step,
+        logits,
+        whole,
+        exponentials,
+        None,
+        0,
+        chosen,
+        nothing,
+        tail,
+        magic,
+        lowest,
     )
     high, low = wide_zero(storage), wide_zero(storage)
     top, bottom = bounds_of_edge(storage, logits, n, past, tail)
@@ -367,9 +399,10 @@ def reference_of_part(storage, part, step, top, somewhere):
 
 @formula
 def leave_out_of_part(
-    storage, plan, table, row, part, step, source, copied, logits, low_parts, mass, chosen, m, magic, lowest
+    storage, plan, table, row, part, step, source, copied, logits, low_parts, mass, chosen, nothing, m, magic, lowest
 ):
-    """Take a class out of the sum: the pair of vectors where it is, its logit, its exponential where that is wanted."""
+    """Take a class out of the sum, `nothing` in its place: the pair of vectors where it is, its logit, its exponential where that is
+    wanted."""
     size = itemsize(storage)
     # its e is put back for a softmax and for targets that are not a class; parts of a row are merged with it
     e_wanted = (step == RECORD_STEP) | (plan.kind != INDEX_TARGETS) | (plan.softmax != 0)
@@ -399,7 +432,7 @@ def leave_out_of_part(
             return to_float64(logit), 0.0, e
 
         found = by_low_parts(low_parts, whole, in_two)
-        store_one(storage, place, -np.inf)
+        store_one(storage, place, nothing)
 
         def keep_mass():
             own = to_float64(load_one(storage, mass + size * chosen))

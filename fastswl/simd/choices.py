@@ -65,14 +65,14 @@ by_type.in_formulas = lambda storage, for_float32, for_float64: (
 
 
 @intrinsic
-def vectors_side_by_side(typingctx):
-    """How many vectors are worked on side by side where there are steps enough to fill the registers (a constant of the
-    compilation): 4 where a vector is a register of 32, else they go one by one."""
+def vectors_side_by_side(typingctx, most):
+    """How many vectors are worked on side by side (a constant of the compilation): `most` where a vector is a register of 32, else
+    they go one by one."""
 
     def codegen(context, builder, sig, args):
-        return ir.Constant(I64, 4 if target_has(context, "avx512f") else 1)
+        return args[0] if target_has(context, "avx512f") else ir.Constant(I64, 1)
 
-    return types.int64(), codegen
+    return types.int64(types.int64), codegen
 
 
 @intrinsic
