@@ -253,6 +253,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pin", action="store_true", help="write digests.json")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(arguments)
+    # what can be shared is, whenever the last call was
+    import fastswl.threads
+
+    fastswl.threads.AWAKE_SECONDS = math.inf
     found = digests(args.threads)
     if args.json:
         print(json.dumps(found))

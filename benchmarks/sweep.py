@@ -81,9 +81,9 @@ def grid(largest: int) -> Iterator[Point]:
 
 def crossovers(largest: int) -> Iterator[tuple[str, Point, Point]]:
     """What changes, and a problem on each side."""
-    from fastswl import dispatch, walks
+    from fastswl import dispatch, threads, walks
 
-    for name, value in {**vars(walks), **vars(dispatch)}.items():
+    for name, value in {**vars(walks), **vars(dispatch), **vars(threads)}.items():
         if not name.isupper() or not isinstance(value, int):
             continue
         if name.endswith("_CLASSES"):
@@ -91,7 +91,7 @@ def crossovers(largest: int) -> Iterator[tuple[str, Point, Point]]:
                 if value < size <= largest:
                     rows = max(1, size // value)
                     yield f"{name}, {rows} rows", Point(rows, value), Point(rows, value + 1)
-        elif name.endswith(("_ELEMENTS", "_BYTES")):
+        elif name.endswith(("_ELEMENTS", "_BYTES", "_WORK")):
             elements = value // 4 if name.endswith("_BYTES") else value
             for classes in (10, 100, 1000):
                 # a little to each side, since whole tiles of rows decide; smaller numbers are

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastswl import threads
 from fastswl.arguments import REFUSED, LossPlan, empty_error, index_error
 from fastswl.kernels.plan import (
     CHANGING,
@@ -89,8 +90,7 @@ def _walk_over(route: Route, storages: Storages, words: list[Any], n_threads: in
         partials.append(sums)
         words[_PLACE["partials"]] = address_of(sums)
     words[_PLACE["phase"]] = 0
-    if not route.parallel:
-        n_threads = 1
+    n_threads = threads.threads_for(route.work, n_threads)
     kernel = kernel_address(route.walk.name, *storages)
     run_kernel(kernel, packed_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, n_threads)
 

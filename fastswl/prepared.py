@@ -72,7 +72,7 @@ def _keep(key: tuple[Any, ...], storages: Storages, route: Route, entry: Any, lo
     words: list[Any] = [0] * CHANGING
     words[Plan._fields.index("weight_total")] = route.fields["n_classes"]
     packed = CHANGING_LAYOUT.pack(*words) + route.fixed
-    if route.n_blocks == 1 and not route.parallel and route.walk.scratch_bytes <= HELD_BYTES:
+    if route.n_blocks == 1 and route.work < threads.PARALLEL_WORK and route.walk.scratch_bytes <= HELD_BYTES:
         if not _GIL:
             return None
         call = prepared[key] = _one_block(kernel, packed, route, entry(), logits.nbytes, more)
@@ -94,7 +94,7 @@ def _one_block(kernel: int, packed: bytes, route: Route, entry: Any, extent: int
 
 def _in_blocks(kernel: int, packed: bytes, route: Route, entry: Any, extent: int, more: tuple[int, ...]) -> Any:
     """Make the same for several blocks, or one that is large, without the GIL: each call has a plan of its own."""
-    n_blocks, scratch_bytes, serial = route.n_blocks, route.walk.scratch_bytes, not route.parallel
+    n_blocks, scratch_bytes, work = route.n_blocks, route.walk.scratch_bytes, route.work
     is_loss = len(more) > 0
     template = np.zeros(BEHIND_PLAN + 16 * n_blocks * is_loss, np.uint8)
     template[: len(packed)] = np.frombuffer(packed, np.uint8)
@@ -106,7 +106,7 @@ def _in_blocks(kernel: int, packed: bytes, route: Route, entry: Any, extent: int
         divisor: float = entry(0, address, 0, extent, *more, *arrays)
         if divisor == REFUSED:
             return REFUSED
-        count = 1 if serial else n_threads or threads.get_num_threads()
+        count = threads.threads_for(work, n_threads or threads.get_num_threads())
         run_kernel_at(kernel, address, scratch_bytes, n_blocks, count)
         return total_of_blocks(plan[BEHIND_PLAN:].view(np.float64)) / divisor if is_loss else 0.0
 

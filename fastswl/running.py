@@ -125,6 +125,7 @@ def run_kernel_at(kernel: int, plan_address: int, scratch_bytes: int, n_blocks: 
             _held, address = _scratch(n_threads * thread_bytes)
             alone = threads.one_region_at_a_time()
             entry(kernel, plan_address, address, thread_bytes, n_blocks, n_threads, _CALLERS_ADDRESS, alone)
+            threads.note_work()
             return
     _held, address = _scratch(scratch_bytes)
     (_entries.get("serial") or _serial_entry())(kernel, plan_address, address, n_blocks)

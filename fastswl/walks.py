@@ -42,9 +42,8 @@ BATCH_ELEMENTS = 4096
 #: elements in a block (a thread's step, and what one partial sum of losses covers): a few dozen blocks of small work, of large work
 #: so many elements that the first and last batch of a block, which nothing overlaps, count little (1,000 classes: 0.32 to 0.26 ns)
 BLOCK_ELEMENTS, LARGE_BLOCK_ELEMENTS, BLOCKS = 16384, 131072, 64
-#: float32 numbers from which on a second thread pays (1,000 classes: 12 us in one thread, 10 in two; beside other work up to 15);
-#: a row counts as so many more, float64 twice
-PARALLEL_ELEMENTS, ROW_ELEMENTS = 40000, 16
+#: float32 numbers that a row counts as beside its own
+ROW_ELEMENTS = 16
 #: bytes of results from which on they are written past the caches
 STREAMING_BYTES = 14 << 20
 
@@ -118,7 +117,7 @@ class Route(NamedTuple):
     ]  # for each part of the rows that two strides describe: what to add to each array's address
     n_blocks: int
     n_rows: int  # of a piece
-    parallel: bool  # whether a piece is worth a second thread
+    work: int  # of a piece, in float32 numbers
 
 
 class Options(NamedTuple):
@@ -231,7 +230,7 @@ def find_route(
     )
     fixed = pack_fixed(fields)
     work = n_rows * (shape[-1] + ROW_ELEMENTS) * (STORAGES[storage].arithmetic.bitwidth // 32)
-    return Route(walk, fields, fixed, pieces, -(-steps // steps_per_block), n_rows, work >= PARALLEL_ELEMENTS)
+    return Route(walk, fields, fixed, pieces, -(-steps // steps_per_block), n_rows, work)
 
 
 def pack_fixed(fields: dict[str, Any]) -> bytes:

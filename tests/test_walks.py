@@ -1,10 +1,13 @@
 """Which kernel walks over the rows: every walk is reached, gives the reference's answers, and bits don't hang on the way."""
 
+import functools
+import math
+
 import numpy as np
 import pytest
 
 import fastswl as swl
-from fastswl import dispatch, lazy, prepared, running, walks
+from fastswl import dispatch, lazy, prepared, running, threads, walks
 
 # (shape, axis, how the array is made from one in C order) -> the walk
 WAYS = {
@@ -118,7 +121,7 @@ def test_small_work_starts_no_parallel_region(n, walked, regions):
 
 
 def test_large_work_is_shared_and_one_thread_is_one_thread(walked, regions):
-    x, _ = problem((4000, 20), -1)
+    x, _ = problem((6000, 20), -1)
     shared = swl.softmax(x, n_threads=2)
     assert regions == ["region"]
     alone = swl.softmax(x, n_threads=1)
@@ -127,8 +130,37 @@ def test_large_work_is_shared_and_one_thread_is_one_thread(walked, regions):
     np.testing.assert_array_equal(shared, alone)
 
 
-def test_no_thread_count_is_the_set_one(regions):
+def test_work_in_between_is_shared_where_it_follows_other_work(regions, monkeypatch):
+    """By itself it would have to wake a thread first."""
     x, targets = problem((4000, 20), -1)
+    calls = [
+        functools.partial(swl.softmax, x, n_threads=2),
+        functools.partial(swl.cross_entropy_value_and_grad, x, targets, n_threads=2),
+        functools.partial(swl.cross_entropy, x, targets, reduction="none", n_threads=2),
+    ]
+    for call in calls * 2:
+        monkeypatch.setitem(threads._state, "last_work", -math.inf)
+        monkeypatch.setattr(threads, "AWAKE_SECONDS", 60.0)
+        regions.clear()
+        call()
+        assert regions == []
+        call()
+        assert regions == ["region"]
+        # not if that was long ago
+        monkeypatch.setattr(threads, "AWAKE_SECONDS", 0.0)
+        call()
+        assert regions == ["region"]
+
+
+def test_the_time_of_large_work_is_that_of_its_end(regions, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: next(clock))
+    swl.softmax(np.zeros((6000, 20), np.float32), n_threads=2)
+    assert threads._state["last_work"] == 1
+
+
+def test_no_thread_count_is_the_set_one(regions):
+    x, targets = problem((6000, 20), -1)
     layer = swl.SoftmaxWithLoss()
     before = swl.get_num_threads()
     try:

@@ -10,7 +10,7 @@ import numpy as np
 
 import fastswl as swl
 
-SHAPES = ((1, 10), (64, 10), (5000, 20), (300, 1000))
+SHAPES = ((1, 10), (64, 10), (6000, 20), (300, 1000))
 
 
 def problems():
