@@ -18,9 +18,9 @@ from fastswl.kernels.tiles import CLASSES_IN_LINES
 from fastswl.simd import STORAGES, VECTOR_BYTES
 
 #: classes up to which a row of contiguous classes goes into a tile of rows, where arithmetic is in float32 and in float64 (loss and
-#: gradient by rows and by tiles: 384 classes in the third-level cache 0.20 and 0.16 ns, beyond it 0.175 and 0.164; 512 0.174 and
-#: 0.160, 0.158 and 0.167; 640 0.163 both, 0.152 and 0.165; float64, 384 0.36 and 0.35, 0.33 and 0.36)
-PANEL_CLASSES, PANEL_CLASSES_64 = 512, 384
+#: gradient by rows and by tiles: 512 classes in the third-level cache 0.168 and 0.145 ns, beyond it 0.164 and 0.170; 640 0.157 and
+#: 0.149, 0.158 and 0.153; 768 0.144 and 0.149, 0.150 and 0.163; float64, 384 0.36 and 0.35, 0.33 and 0.36)
+PANEL_CLASSES, PANEL_CLASSES_64 = 640, 384
 #: classes up to which a row of float32 arithmetic goes through the kernel for so few, whatever its layout
 FEW_CLASSES = 3
 #: classes of the tiles that go through the stages together

@@ -255,7 +255,7 @@ def family_call(call):
     ndim = int(call.rng.integers(0, 5))
     shape = [int(call.pick([0, 1, 2, 3, 5])) if call.chance(0.9) else 0 for _ in range(ndim)]
     if ndim:
-        shape[int(call.rng.integers(ndim))] = int(call.pick([1, 2, 3, 10, 17, 64, 129, 600]))
+        shape[int(call.rng.integers(ndim))] = int(call.pick([1, 2, 3, 10, 17, 64, 129, 700]))
     dtype = dtype_named(call.pick(FLOATS * 3 + OTHERS))
     x, plain = call.wrapped(call.laid(call.values(tuple(shape), dtype)))
     name = call.pick(["softmax", "log_softmax", "logsumexp"])

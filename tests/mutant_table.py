@@ -614,7 +614,7 @@ WHICH_WALK = [
     mutant(
         "rows of few classes go through the panel walk",
         WALKS,
-        "PANEL_CLASSES, PANEL_CLASSES_64 = 512, 384",
+        "PANEL_CLASSES, PANEL_CLASSES_64 = 640, 384",
         "PANEL_CLASSES, PANEL_CLASSES_64 = 64, 384",
         "test_walks.py::test_the_choice_looks_at_rows_only",
     ),

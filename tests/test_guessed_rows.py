@@ -6,7 +6,7 @@ import pytest
 import fastswl as swl
 
 #: of one part; of three, the last of which is short and has an odd number of vectors
-CLASSES = (1000, 553, 9001)
+CLASSES = (1000, 681, 9001)
 
 
 def rows_of_all_kinds(n_classes, dtype, seed):

@@ -226,7 +226,7 @@ def test_class_mask_hides_whatever_the_logit_is(classes, per_row):
     assert np.all(dirty.grad[~full] == 0) and np.isfinite(dirty.loss)
 
 
-@pytest.mark.parametrize("classes", [10, 100, 553, 1000])
+@pytest.mark.parametrize("classes", [10, 100, 681, 1000])
 @pytest.mark.parametrize("shape", ["all alike", "by image", "by row", "one class alike", "turned", "every other"])
 def test_a_mask_may_have_any_shape_and_strides(classes, shape):
     rng = np.random.default_rng(classes)
@@ -250,7 +250,7 @@ def test_a_mask_may_have_any_shape_and_strides(classes, shape):
 
 
 @pytest.mark.parametrize("options", [{"softcap": 2.0}, {"logit_scale": 2.0}, {"softcap": 2.0, "label_smoothing": 0.25}])
-@pytest.mark.parametrize("classes", [4, 200, 600])
+@pytest.mark.parametrize("classes", [4, 200, 700])
 def test_class_mask_hides_logits_that_are_changed(classes, options):
     x = np.random.default_rng(4).normal(0, 3, (17, classes)).astype(np.float32)
     mask = np.arange(classes) % 4 != 2
@@ -290,7 +290,7 @@ def test_the_slope_of_a_softcap_goes_to_zero_through_the_subnormals(dtype, softc
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n_classes", [4, 200, 600])
+@pytest.mark.parametrize("n_classes", [4, 200, 700])
 @pytest.mark.parametrize("softcap", [1e-35, 1e-25, 1e-12, 1e-3, 1e12, 1e15, 1e25, 1e35])
 def test_a_softcap_of_any_size(dtype, n_classes, softcap):
     """Logits that are small beside it, near it, and far beyond."""
@@ -306,7 +306,7 @@ def test_a_softcap_of_any_size(dtype, n_classes, softcap):
 
 
 @pytest.mark.parametrize("options", [{"logit_scale": 1.1}, {"softcap": 3.0}, {"softcap": 0.7, "label_smoothing": 0.1}])
-@pytest.mark.parametrize("n_classes", [6, 200, 600, 5000])
+@pytest.mark.parametrize("n_classes", [6, 200, 700, 5000])
 @pytest.mark.parametrize("offset", [1e3, 1e5, 1e7, -1e7, 1e8, 3e9])
 def test_changed_logits_far_from_zero(options, n_classes, offset):
     """A scale and a softcap (here in units of the offset) round nothing off, however large the logits."""
@@ -321,7 +321,7 @@ def test_changed_logits_far_from_zero(options, n_classes, offset):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n_classes", [4, 200, 600])
+@pytest.mark.parametrize("n_classes", [4, 200, 700])
 def test_the_least_number_serves_as_a_mask_of_changed_logits(dtype, n_classes):
     """As -inf does: what the other classes give is what they give without it."""
     x = np.zeros((2, n_classes), dtype)

@@ -20,9 +20,9 @@ WAYS = {
     "few, Fortran order": ((70, 2), -1, np.asfortranarray),
     "strided": ((3, 21, 8, 16), 1, lambda x: x),
     "strided, Fortran order": ((70, 200), -1, np.asfortranarray),
-    "row": ((37, 600), -1, lambda x: x),
+    "row": ((37, 700), -1, lambda x: x),
     "row of several parts": ((3, 9000), -1, lambda x: x),
-    "row with a class axis in steps": ((5, 600), -1, lambda x: np.repeat(x, 2, axis=1)[:, ::2]),
+    "row with a class axis in steps": ((5, 700), -1, lambda x: np.repeat(x, 2, axis=1)[:, ::2]),
     "split": ((2, 1100000), -1, lambda x: x),
 }
 
@@ -229,7 +229,7 @@ def aligned_memory(size, dtype, alignment=64):
 
 @pytest.mark.parametrize(
     "shape",
-    [(4099, 1), (1000, 3), (777, 10), (333, 33), (259, 100), (101, 200), (53, 400), (53, 600), (37, 1000), (5, 9000)],
+    [(4099, 1), (1000, 3), (777, 10), (333, 33), (259, 100), (101, 200), (53, 400), (53, 700), (37, 1000), (5, 9000)],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("offset", [0, 1, 5, 15, 31])
@@ -314,15 +314,15 @@ def test_split_rows_past_the_caches(n_classes, past_a_line, dtype, crossovers):
 
 
 def test_the_choice_looks_at_rows_only():
-    for n_classes in (1, 10, 512, 513, 8192, 131073, 1000000, 1048577):
+    for n_classes in (1, 10, 640, 641, 8192, 131073, 1000000, 1048577):
         walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)
-        assert walk.name == ("panel" if n_classes <= 512 else "row" if n_classes <= 1000000 else "split")
+        assert walk.name == ("panel" if n_classes <= 640 else "row" if n_classes <= 1000000 else "split")
     for n_classes in (384, 385):
         walk = walks.choose_walk("float64", n_classes, 8, 8 * n_classes, 1)
         assert walk.name == ("panel" if n_classes <= 384 else "row")
 
 
-@pytest.mark.parametrize("shape", [(70, 10), (37, 200), (37, 600), (17, 4096)])
+@pytest.mark.parametrize("shape", [(70, 10), (37, 200), (37, 700), (17, 4096)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=["plain", "smoothing"])
 def test_bits_do_not_hang_on_the_layout_of_the_result(shape, dtype, options):
