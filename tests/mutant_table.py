@@ -2051,8 +2051,22 @@ BITS = [
     mutant(
         "lines of each class: the first of a row of steps",
         TILES,
-        "            whole = ~first | (begin == place)",
-        "            whole = True",
+        "            choose(first & (begin != place), all_lines, without_first)",
+        "            all_lines()",
+        "test_walks.py::test_streamed_results_side_by_side_have_the_same_bits",
+    ),
+    mutant(
+        "lines of each class: the ends are stored",
+        TILES,
+        "        when(first | last, functools.partial(store_ends, first_class, end))\n",
+        "",
+        "test_walks.py::test_streamed_results_side_by_side_have_the_same_bits",
+    ),
+    mutant(
+        "lines of each class: those that fill no four",
+        TILES,
+        "    yield from steps(whole, n)\n",
+        "",
         "test_walks.py::test_streamed_results_side_by_side_have_the_same_bits",
     ),
     mutant(

@@ -29,15 +29,6 @@ LINE_BYTES = 64
 INTERLEAVED = 24
 
 
-def in_fours(n):
-    """For formulas: the numbers of a loop of `n` rounds, of which four are written one after the other."""
-    whole = (n >> 2) << 2
-    for first in steps(0, whole, 4):
-        for i in range(4):
-            yield first + i
-    yield from steps(whole, n)
-
-
 @formula
 def write_numbers(storage, target, source, n):
     """Some numbers, one by one."""
@@ -49,7 +40,7 @@ def write_numbers(storage, target, source, n):
 @formula
 def write_lines(target, source, n):
     """Some lines past the caches."""
-    for i in in_fours(n):
+    for i in steps(0, n):
         store_streaming(FLOAT32, target + LINE_BYTES * i, load(FLOAT32, source + LINE_BYTES * i))
 
 
