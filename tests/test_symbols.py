@@ -1,5 +1,6 @@
 """Formulas: functions that write their code by being run (`fastswl.simd.symbols`)."""
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,6 +127,22 @@ def test_steps_are_a_loop(n):
 
     run(memory.ctypes.data, n, 3.0)
     assert memory[0] == sum(i * k * 3.0 for i in range(n) for k in (2, 4, 6))
+
+
+def test_the_rounds_of_a_loop_are_not_written_out():
+    """LLVM is told so, each loop by itself, and hears it: the loop loads and stores one number, whatever their count."""
+
+    @njit
+    def kernel(place, n):
+        count_up(place, n, 1.0)
+
+    place = np.zeros(1)
+    kernel(place.ctypes.data, 3)
+    (code,) = kernel.inspect_llvm().values()
+    assert code.count("llvm.loop.unroll.runtime.disable") == 1
+    (assembly,) = kernel.inspect_asm().values()
+    # the inner loop, of three rounds, is written out
+    assert len(re.findall("addsd", assembly)) <= 6
 
 
 @pytest.mark.parametrize("storage", [FLOAT32, FLOAT64])

@@ -258,6 +258,16 @@ def when(condition, action):
     choose(condition, lambda: None, action)
 
 
+def _as_it_is_written(module):
+    """What tells LLVM not to write the rounds of a loop out, 8 of them and a loop for the rest (a first call 10 % shorter, and kernels
+    as fast: where it pays it is done by hand)."""
+    disabled = module.add_metadata(["llvm.loop.unroll.runtime.disable"])
+    node = ir.MDValue(module, [disabled], name=str(len(module.metadata)))
+    # the first of a loop's operands is itself
+    node.operands = (node, disabled)
+    return node
+
+
 def steps(first, end, step=1):
     """The numbers of a formula's loop, from `first` to before `end`.
 
@@ -277,7 +287,7 @@ def steps(first, end, step=1):
     yield Symbol(types.int64, number)
     following = builder.add(number, ir.Constant(I64, step), flags=("nsw",))
     number.add_incoming(following, builder.block)
-    builder.branch(head)
+    builder.branch(head).set_metadata("llvm.loop", _as_it_is_written(builder.module))
     builder.position_at_end(after)
 
 
