@@ -148,7 +148,7 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
         for _ in places:
             prefetch(line.value)
             prefetch_second_level(line.value + ahead.far)
-            # an address of its own for each line would take a register each, where there are four side by side
+            # an address of its own for each line would take a register each, where several go side by side
             line.value = as_it_is(line.value + ahead.step)
         return exp_of_several(storage, places, low_parts, target, i, magic, lowest if bounds is None else None)
 
