@@ -199,23 +199,8 @@ def row_part(
         )
 
     patched, apart, apart_exp = leave_out_of_part(
-        arithmetic,
-        plan,
-        table,
-        row,
-        part,
-        step,
-        source,
-        copied,
-        logits,
-        low_parts,
-        mass,
-        chosen,
-        -np.inf,
-        m,
-        magic,
-        lowest,
-    )
+        arithmetic, plan, table, row, part, step, source, copied, logits, low_parts, mass, chosen, -np.inf, m, magic, lowest,
+    )  # fmt: skip
 
     exponentials = logits
     if plan.operation == LOG_SOFTMAX:
@@ -277,23 +262,8 @@ def guess_part(
     past, tail = put_edge(storage, logits, exponentials, n, nothing)
     chosen = target_in_part(plan, table, row, first_class, n)
     patched, _, apart_exp = leave_out_of_part(
-        storage,
-        plan,
-        table,
-        row,
-        part,
-        step,
-        logits,
-        whole,
-        exponentials,
-        None,
-        0,
-        chosen,
-        nothing,
-        tail,
-        magic,
-        lowest,
-    )
+        storage, plan, table, row, part, step, logits, whole, exponentials, None, 0, chosen, nothing, tail, magic, lowest,
+    )  # fmt: skip
     high, low = wide_zero(storage), wide_zero(storage)
     top, bottom = bounds_of_edge(storage, logits, n, past, tail)
     n_done = vectors_in(storage, done.n - written)
