@@ -11,17 +11,18 @@ import numpy.typing as npt
 from fastswl import forks, threads
 from fastswl.compilation import DRIVER_SIGNATURE, compiled_address, compiled_entry, kernel_signature
 from fastswl.kernels.entry import run_serial
-from fastswl.kernels.few import few_walk
 from fastswl.kernels.launch import COUNTER_BYTES, run_parallel
 from fastswl.kernels.panel import panel_walk
 from fastswl.kernels.plan import CHANGING_LAYOUT
 from fastswl.kernels.row import row_walk
 from fastswl.kernels.scan import scan_targets
+from fastswl.kernels.short import few_walk, short_walk
 from fastswl.kernels.split import split_walk
 
 _DATA = object.__basicsize__
 _KERNELS = {
     "few": few_walk,
+    "short": short_walk,
     "panel": panel_walk,
     "strided": panel_walk,
     "row": row_walk,

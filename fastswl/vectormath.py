@@ -198,7 +198,7 @@ def exp_of_sum_above(storage, x, x_low, magic, lowest):
 def exp_above_for_float32(x, magic, lowest):
     """`exp_above` of float64 vectors, to 2**-34."""
     r, power_of_two = reduce_above(FLOAT64, x, magic, lowest)
-    return polynomial(r, _EXP_FOR_32) * power_of_two
+    return exp_for_float32(r) * power_of_two
 
 
 @formula
@@ -379,14 +379,25 @@ def exact_rest(a, b, c):
 
 
 @formula
-def log1p_for_float32(a):
-    """log(1 + a) of float32 vectors from 0 to 2, at most 1 ulp off."""
-    large = a >= 0.5
-    # 1 + a = 2 (1 + f): a - 1 is exact
-    f = select(large, (a - 1.0) * 0.5, a)
+def log1p_for_float32(a, largest):
+    """log(1 + a) of float32 vectors from 0 to `largest`, a number known while the code is written, at most 1 ulp off."""
+    # 1 + a = 2**k (1 + f), f from -1/4 to 1/2: a - (2**k - 1) is exact
+    if largest <= 2.0:
+        large = a >= 0.5
+        f, k = select(large, (a - 1.0) * 0.5, a), select(large, splat_like(a, 1.0), splat_like(a, 0.0))
+    else:
+        exponent = as_bits((1.0 + a) * (4.0 / 3.0)) >> 23
+        power, inverse = as_floats(exponent << 23), as_floats((254 << 23) - (exponent << 23))
+        f = (a - (power - 1.0)) * inverse
+        k = as_floats(exponent + 0x4B000000) - (2.0**23 + _EXPONENT_32)
     whole, rest = _LN2_FMA_32
-    near = fma(f * f, polynomial(f, _LOG1P_32), f)
-    return select(large, (near + rest) + whole, near)
+    return fma(k, whole, fma(k, rest, fma(f * f, polynomial(f, _LOG1P_32), f)))
+
+
+@formula
+def exp_for_float32(r):
+    """exp(r) of float64 vectors up to ln 2 / 2 in size, to 2**-34."""
+    return polynomial(r, _EXP_FOR_32)
 
 
 @formula

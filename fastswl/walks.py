@@ -8,11 +8,11 @@ import functools
 import itertools
 from typing import Any, NamedTuple
 
-from fastswl.kernels.few import FEW_TILES
 from fastswl.kernels.lines import LINE_ROOM
 from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, INDEX_TARGETS, LOGSUMEXP, LOSS, Plan
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS
 from fastswl.kernels.rows import TABLE_BYTES
+from fastswl.kernels.short import STEP_TILES
 from fastswl.kernels.stream import LINE_BYTES
 from fastswl.kernels.tiles import CLASSES_IN_LINES
 from fastswl.simd import STORAGES, VECTOR_BYTES
@@ -21,8 +21,8 @@ from fastswl.simd import STORAGES, VECTOR_BYTES
 #: gradient by rows and by tiles: 512 classes in the third-level cache 0.168 and 0.145 ns, beyond it 0.164 and 0.170; 640 0.157 and
 #: 0.149, 0.158 and 0.153; 768 0.144 and 0.149, 0.150 and 0.163; float64, 384 0.36 and 0.35, 0.33 and 0.36)
 PANEL_CLASSES, PANEL_CLASSES_64 = 640, 384
-#: classes up to which a row of float32 arithmetic goes through the kernel for so few, whatever its layout
-FEW_CLASSES = 3
+#: classes up to which a row of float32 arithmetic is short, whatever its layout, and up to which it fits into registers
+SHORT_CLASSES, FEW_CLASSES = 48, 3
 #: classes of the tiles that go through the stages together
 STEP_CLASSES = 64
 #: bytes of the tiles of rows that lie side by side, below a second-level cache of 1 MB. The more rows, the longer the pieces of each
@@ -51,7 +51,7 @@ STREAMING_BYTES = 14 << 20
 class Walk(NamedTuple):
     """Which kernel walks over the rows, and in what steps."""
 
-    name: str  # "few", "panel", "strided", "row" or "split"
+    name: str  # "few", "short", "panel", "strided", "row" or "split"
     tile_rows: int  # rows in a step
     tile_bytes: int  # of each tile of a step of several, of each batch of rows
     scratch_bytes: int  # a thread's, without the line buffer
@@ -59,21 +59,23 @@ class Walk(NamedTuple):
 
 
 def choose_walk(
-    storage: str, n_classes: int, class_stride: int, row_stride: int, areas: int, plain: bool = True
+    storage: str, n_classes: int, class_stride: int, row_stride: int, areas: int, plainest: str = "few"
 ) -> Walk:
     """Choose the walk for rows of `n_classes`, whose classes and neighbours lie `class_stride` and `row_stride` bytes apart.
 
-    `areas` is the number of tables of the size of the exponentials that the options need; `plain` says that there are none but
-    weights (see `few_serves`).
+    `areas` is the number of tables of the size of the exponentials that the options need; `plainest` the walk for the fewest
+    options that has them (see `plainest_walk`).
     """
     layout = STORAGES[storage]
     lanes = layout.lanes
     contiguous = class_stride == layout.itemsize or n_classes == 1
     side_by_side = row_stride == layout.itemsize and not contiguous
-    if plain and 1 < n_classes <= FEW_CLASSES and layout.arithmetic.bitwidth == 32:
-        tile_bytes = TABLE_BYTES + VECTOR_BYTES * n_classes
-        buffer_bytes = FEW_TILES * lanes * n_classes * 8 + LINE_ROOM
-        return Walk("few", FEW_TILES * lanes, tile_bytes, FEW_TILES * tile_bytes, buffer_bytes)
+    if plainest != "panel" and 1 < n_classes <= SHORT_CLASSES and layout.arithmetic.bitwidth == 32:
+        tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
+        # of all rows of a step, or of the lines of each class and one more
+        buffer_bytes = (STEP_TILES * lanes * 8 + 2 * LINE_BYTES) * n_classes + LINE_ROOM
+        name = "few" if plainest == "few" and n_classes <= FEW_CLASSES else "short"
+        return Walk(name, STEP_TILES * lanes, tile_bytes, STEP_TILES * tile_bytes, buffer_bytes)
     most = PANEL_CLASSES if layout.arithmetic.bitwidth == 32 else PANEL_CLASSES_64
     in_panel = (contiguous or not side_by_side) and n_classes <= most
     if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
@@ -133,12 +135,16 @@ class Options(NamedTuple):
     softcap: float = 0.0
 
 
-def few_serves(options: Options) -> bool:
-    """Whether the kernel for rows of two or three classes has what is asked for."""
+def plainest_walk(options: Options, names: tuple[str, ...]) -> str:
+    """Of the walks for short rows, "few", "short" and "panel", the first that has what is asked for."""
+    if options.operation == LOGSUMEXP or "softmax" in names or "mask" in names:
+        return "panel"
     if options.operation != LOSS:
-        return options.operation != LOGSUMEXP
+        return "few"
     changed = options.logit_scale != 1.0 or options.softcap != 0.0
-    return options.kind == INDEX_TARGETS and options.label_smoothing == options.z_loss == 0.0 and not changed
+    if options.kind != INDEX_TARGETS or changed:
+        return "panel"
+    return "few" if options.z_loss == options.label_smoothing == 0.0 else "short"
 
 
 def ordered_rows(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> tuple[list[int], list[list[int]]]:
@@ -193,8 +199,8 @@ def find_route(
         fields[f"{name}_outer"], fields[f"{name}_inner"] = own[-2:]
         if f"{name}_class" in Plan._fields:
             fields[f"{name}_class"] = class_stride
-    plain = few_serves(options) and "softmax" not in names and "mask" not in names
-    walk = choose_walk(storage, shape[-1], fields["logits_class"], fields["logits_inner"], areas, plain)
+    plainest = plainest_walk(options, names)
+    walk = choose_walk(storage, shape[-1], fields["logits_class"], fields["logits_inner"], areas, plainest)
     n_rows = lengths[-2] * lengths[-1]
     steps = lengths[-2] * -(-lengths[-1] // walk.tile_rows)
     n_elements = n_rows * shape[-1]
@@ -213,7 +219,12 @@ def find_route(
     else:
         # whole lines of each class
         whole_lines = walk.tile_rows * itemsize % LINE_BYTES == 0
-        buffered = streaming and walk.name == "strided" and fields.get("out_inner") == itemsize and whole_lines
+        buffered = (
+            streaming
+            and walk.name in ("strided", "few", "short")
+            and fields.get("out_inner") == itemsize
+            and whole_lines
+        )
     scratch = (walk.scratch_bytes + 63) // 64 * 64
     walk = walk._replace(scratch_bytes=scratch + walk.buffer_bytes * buffered)
     fields.update(

@@ -53,7 +53,8 @@ PAIRS_SIDE_BY_SIDE = 3
 #: bytes past what is read next, which come from main memory into the second-level cache meanwhile (loss alone, 1,000 classes:
 #: 0.84 to 0.76 of a copy; twice or half of it: 0.76 to 0.78)
 FAR_AHEAD = 8192
-
+#: the same of rows that lie side by side, all classes together
+STRIDED_AHEAD = 65536
 
 #: a changed logit in two float32 has 47 bits, of which the last is 2**-26 here
 LARGE_LOGIT = 2.0**20

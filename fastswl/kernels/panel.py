@@ -11,6 +11,7 @@ from fastswl.kernels.block import (
     FAR_32,
     FAR_64,
     FAR_AHEAD,
+    STRIDED_AHEAD,
     Ahead,
     block_maximum,
     by_low_parts,
@@ -71,7 +72,14 @@ from fastswl.kernels.rows import (
 )
 from fastswl.kernels.spread import fill_masked_of_tile, spread_of_tile
 from fastswl.kernels.stream import INTERLEAVED, LINE_BYTES, flush, keep_rest, lines_of_tile, write_lines
-from fastswl.kernels.tiles import load_tile, load_together, store_tile, store_together, stream_together
+from fastswl.kernels.tiles import (
+    SEPARATE_CLASSES,
+    load_tile,
+    load_together,
+    store_tile,
+    store_together,
+    stream_together,
+)
 from fastswl.simd import (
     VECTOR_BYTES,
     Running,
@@ -108,11 +116,6 @@ from fastswl.simd import (
     word,
 )
 from fastswl.vectormath import exp_reference, nearest_power
-
-#: bytes that come into the second-level cache ahead of rows that lie side by side
-STRIDED_AHEAD = 65536
-#: classes up to which tiles of rows that lie side by side are loaded and stored one after the other (10: 16.6 ms, together 18.5)
-SEPARATE_CLASSES = 16
 
 
 @routine

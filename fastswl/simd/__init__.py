@@ -71,7 +71,7 @@ from fastswl.simd.memory import (
     word,
 )
 from fastswl.simd.operators import splat
-from fastswl.simd.symbols import Running, SideBySide, choose, formula, steps, when
+from fastswl.simd.symbols import Running, SideBySide, choose, formula, joined, parted, steps, when
 from fastswl.simd.tiles import columns_in_group, interleave, separate, transpose_in, transpose_out
 from fastswl.simd.types import (
     FLOAT32,
@@ -138,6 +138,7 @@ __all__ = [
     "has_fma",
     "interleave",
     "itemsize",
+    "joined",
     "lane",
     "lane_numbers",
     "lanes",
@@ -152,6 +153,7 @@ __all__ = [
     "load_wide",
     "log2_of",
     "narrow",
+    "parted",
     "polynomial",
     "power_of_two",
     "prefetch",

@@ -105,6 +105,17 @@ def _side_by_side(function, args):
     return SideBySide(*(function(*each) for each in zip(*columns, strict=True)))
 
 
+def joined(groups):
+    """For formulas: several groups of vectors side by side as one."""
+    return SideBySide(*(one for group in groups for one in group))
+
+
+def parted(whole, n_groups):
+    """The reverse."""
+    size = len(whole.each) // n_groups
+    return [SideBySide(*whole.each[size * i : size * (i + 1)]) for i in range(n_groups)]
+
+
 def _install_operators():
     """Python's operators on symbols, by what writes them for Numba."""
     comparisons = (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne)
@@ -292,20 +303,24 @@ def steps(first, end, step=1):
 
 
 class Running:
-    """A value that goes from one round of a loop of `steps` to the next, or out of an alternative of `choose`."""
+    """A value that goes from one round of a loop of `steps` to the next, or out of an alternative of `choose`; or several vectors side
+    by side."""
 
     def __init__(self, value):
-        symbol = _result(value)
-        self._type = symbol.type
-        self._slot = cgutils.alloca_once_value(_Writer.builder, symbol.llvm)
+        self._shape = value
+        symbols = [_result(leaf) for leaf in _leaves(value, value)]
+        self._kinds = [symbol.type for symbol in symbols]
+        self._slots = [cgutils.alloca_once_value(_Writer.builder, symbol.llvm) for symbol in symbols]
 
     @property
     def value(self):
-        return Symbol(self._type, _Writer.builder.load(self._slot))
+        loaded = (Symbol(*each) for each in zip(self._kinds, map(_Writer.builder.load, self._slots), strict=True))
+        return _rebuilt(self._shape, loaded)
 
     @value.setter
     def value(self, value):
-        _Writer.builder.store(_as_type(value, self._type), self._slot)
+        for kind, slot, leaf in zip(self._kinds, self._slots, _leaves(value, self._shape), strict=True):
+            _Writer.builder.store(_as_type(leaf, kind), slot)
 
 
 class _SymbolicIntrinsic(_Intrinsic):
