@@ -11,14 +11,19 @@ from fastswl import dispatch, lazy, prepared, running, threads, walks
 
 # (shape, axis, how the array is made from one in C order) -> the walk
 WAYS = {
-    "panel": ((70, 10), -1, lambda x: x),
-    "panel of sliced rows": ((70, 10), -1, lambda x: np.repeat(x, 2, axis=0)[::2]),
-    "panel backwards": ((70, 10), -1, lambda x: x[:, ::-1].copy()[:, ::-1]),
+    "panel": ((70, 60), -1, lambda x: x),
+    "panel of sliced rows": ((70, 60), -1, lambda x: np.repeat(x, 2, axis=0)[::2]),
+    "panel backwards": ((70, 60), -1, lambda x: x[:, ::-1].copy()[:, ::-1]),
+    "short": ((70, 10), -1, lambda x: x),
+    "short, sliced rows": ((70, 10), -1, lambda x: np.repeat(x, 2, axis=0)[::2]),
+    "short, backwards": ((70, 48), -1, lambda x: x[:, ::-1].copy()[:, ::-1]),
+    "short, images": ((3, 21, 8, 16), 1, lambda x: x),
+    "short, Fortran order": ((70, 10), -1, np.asfortranarray),
     "few: two classes": ((70, 2), -1, lambda x: x),
     "few: three classes": ((70, 3), -1, lambda x: x),
     "few, images": ((5, 3, 8, 9), 1, lambda x: x),
     "few, Fortran order": ((70, 2), -1, np.asfortranarray),
-    "strided": ((3, 21, 8, 16), 1, lambda x: x),
+    "strided": ((3, 60, 8, 16), 1, lambda x: x),
     "strided, Fortran order": ((70, 200), -1, np.asfortranarray),
     "row": ((37, 700), -1, lambda x: x),
     "row of several parts": ((3, 9000), -1, lambda x: x),
@@ -115,7 +120,7 @@ def regions(monkeypatch):
 @pytest.mark.parametrize("n", [100, 1000])  # one block, and two
 def test_small_work_starts_no_parallel_region(n, walked, regions):
     swl.softmax(np.zeros((n, 20), np.float32), n_threads=2)
-    assert walked[0] == "panel"
+    assert walked[0] == "short"
     assert "parallel" not in walked
     assert regions == []
 
@@ -126,7 +131,7 @@ def test_large_work_is_shared_and_one_thread_is_one_thread(walked, regions):
     assert regions == ["region"]
     alone = swl.softmax(x, n_threads=1)
     assert regions == ["region"]
-    assert walked == ["panel", "parallel", "serial"]
+    assert walked == ["short", "parallel", "serial"]
     np.testing.assert_array_equal(shared, alone)
 
 
@@ -197,7 +202,7 @@ def test_a_small_call_is_kept_ready_and_gives_the_same_bits(walked, monkeypatch)
 
 
 def test_a_small_softmax_is_kept_ready(walked):
-    x, _ = problem((30, 10), -1)
+    x, _ = problem((30, 60), -1)
     for function in (swl.softmax, swl.log_softmax, swl.logsumexp):
         function(x)
     assert walked == ["panel"], "a call that can be kept is run as one at once"
@@ -314,9 +319,10 @@ def test_split_rows_past_the_caches(n_classes, past_a_line, dtype, crossovers):
 
 
 def test_the_choice_looks_at_rows_only():
-    for n_classes in (1, 10, 640, 641, 8192, 131073, 1000000, 1048577):
+    most = {1: "panel", 3: "few", 48: "short", 640: "panel", 1000000: "row", 1048577: "split"}
+    for n_classes in (1, 2, 3, 4, 10, 48, 49, 640, 641, 8192, 131073, 1000000, 1048577):
         walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)
-        assert walk.name == ("panel" if n_classes <= 640 else "row" if n_classes <= 1000000 else "split")
+        assert walk.name == next(name for least, name in most.items() if n_classes <= least)
     for n_classes in (384, 385):
         walk = walks.choose_walk("float64", n_classes, 8, 8 * n_classes, 1)
         assert walk.name == ("panel" if n_classes <= 384 else "row")

@@ -9,7 +9,16 @@ import numpy as np
 
 from fastswl.compilation import routine
 from fastswl.kernels.near_zero import NEAR_ZERO, NEAR_ZERO_OF_ALL, logsumexp_near_zero
-from fastswl.kernels.plan import INDEX_TARGETS, LOGSUMEXP, LOSS, NO_TARGETS, SOFTMAX, leaves_one_out, spread_wanted
+from fastswl.kernels.plan import (
+    INDEX_TARGETS,
+    LOGSUMEXP,
+    LOSS,
+    NO_TARGETS,
+    SOFTMAX,
+    changed,
+    leaves_one_out,
+    spread_wanted,
+)
 from fastswl.kernels.targets import index_bytes, load_index, load_indices
 from fastswl.simd import (
     FLOAT64,
@@ -40,6 +49,7 @@ from fastswl.vectormath import (
     BIAS_64,
     LN2,
     exact_total_of_lanes,
+    exp_above,
     exp_above_for_float32,
     exp_in_two,
     exp_reference,
@@ -283,14 +293,28 @@ class RowSums(NamedTuple):
 
 
 @formula
-def sums_of_others(storage, table):
+def sums_of_others(storage, plan, table):
     """d in two parts; NaN of a row with +inf, which has no finite answer."""
     top = load_wide(storage, table + TOP)
     d, d_low = load_wide(storage, table + REST), load_wide(storage, table + REST_LOW)
     if in_float64(storage):
         # compensated sums: the rest can be more than one unit of the first part
         d, d_low = two_sum(d, d_low)
+    else:
+        # (logits in two parts have exponentials of their own)
+        d = choose(changed(plan), lambda: d + rest_of_largest(storage, table), lambda: d)
     return select(top == np.inf, splat_like(d, np.nan), d), d_low
+
+
+@formula
+def rest_of_largest(storage, table):
+    """What the exponential of the largest logit has lost in float32, where it is in the sum: of that it may be most. (Softmax of 5 to
+    100 classes, millions of rows: 3.3 to 2.7 ulp.)"""
+    m, power = load_wide(storage, table + REFERENCE), load_wide(storage, table + POWER)
+    exact = exp_above_for_float32(m, *exp_reference(FLOAT64, power)) * 2.0 ** (BIAS_32 - BIAS_64)
+    rounded = exp_above(storage, narrow(storage, m), *exp_reference(storage, narrow(storage, power)))
+    is_summed = (load_wide(storage, table + APART) != m) & (load_wide(storage, table + TOP) != -np.inf)
+    return select(is_summed, exact - widen(rounded), wide_zero(storage))
 
 
 @routine
@@ -317,12 +341,12 @@ def exponentials_left_out(storage, table):
 
 
 @formula
-def logarithms(storage, table):
+def logarithms(storage, plan, table):
     """log(S / e) and log S of each row.
 
     log(S / e) = log1p(d / e) keeps its relative accuracy however small, where d <= e.
     """
-    d, d_low = sums_of_others(storage, table)
+    d, d_low = sums_of_others(storage, plan, table)
     top = load_wide(storage, table + TOP)
     m = load_wide(storage, table + REFERENCE)
     power = load_wide(storage, table + POWER)
@@ -444,10 +468,10 @@ def store_factors(storage, table, sums, mass):
 def finish_rows(storage, plan, table):
     """From the sums of each row to its loss, the factors of its gradient, and its log-sum."""
     if plan.operation == SOFTMAX:
-        total, total_low = sums_of_others(storage, table)
+        total, total_low = sums_of_others(storage, plan, table)
         invert_sums(storage, table, total, total_low)
         return
-    sums = logarithms(storage, table)
+    sums = logarithms(storage, plan, table)
     if plan.operation != LOSS:
         store_logarithms(storage, plan, table, sums)
         return

@@ -102,7 +102,7 @@ def several_classes(storage, plain, plan, losses, tables, following):
     reference = reference_of(storage, tiles)
 
     def softmax():
-        total = raise_all(storage, tiles, reference, following)
+        total = raise_all(storage, tiles, reference, following) + rest_of_largest(storage, reference)
         total = select(reference.bounded, total, tiles.none + np.nan)
         scale, scale_low = split_float(storage, 1.0 / total)
         tiles.change(lambda c, e: fma(e, scale, e * scale_low))
@@ -182,6 +182,18 @@ def raise_all(storage, tiles, reference, following):
     return total.value
 
 
+def rest_of_largest(storage, reference):
+    """For formulas: what the exponential of the largest logit has lost in float32: of a sum it may be most. (5 classes, 40,000 rows:
+    3.1 to 2.5 ulp.)"""
+    exact = exp_for_float32(reduced_reference(reference)) * 2.0**BIAS_32
+    return exact - widen(exp_above(storage, reference.m, *exp_reference(storage, reference.power)))
+
+
+def reduced_reference(reference):
+    """For formulas: m - N ln 2 in float64."""
+    return reduce_argument(FLOAT64, widen(reference.m), widen(reference.power))
+
+
 def raise_others(storage, tiles, reference, index, behind, mass, following):
     """For formulas: the exponentials, so many bytes behind the logits; the sum of those past the largest, how many are as large, the
     logit at the target (0 for none), and the sum of q (m - x), 0 where `mass` is None."""
@@ -209,8 +221,7 @@ def raise_others(storage, tiles, reference, index, behind, mass, following):
 
 def sums_of_rows(storage, tiles, reference, d, ties):
     """For formulas: from the sum of the others to all that is relative to the largest; NaN of a row whose largest is not finite."""
-    r = reduce_argument(FLOAT64, widen(reference.m), widen(reference.power))
-    unit = exp_for_float32(-r) * 2.0**-BIAS_32
+    unit = exp_for_float32(-reduced_reference(reference)) * 2.0**-BIAS_32
     others = fma(d, unit, widen(ties) - 1.0)
     others = select(reference.bounded, others, tiles.none + np.nan)
     return Sums(unit, others, 1.0 + others, log1p_for_float32(narrow(storage, others), 31.0))
@@ -305,11 +316,11 @@ def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
             e = tiles.at(c, VECTOR_BYTES * tiles.n_classes)
             return fma(taken, tiles.zero + even.of_class(c), of_class(c, e))
 
-        # (there is no pull at what is -inf)
+        # (there is no pull at what is -inf, unless the row is NaN)
         choose(
             any_lane_of(distance == np.inf),
             lambda: tiles.change(lambda c, x: with_mass(c)),
-            lambda: tiles.change(lambda c, x: select(x == -np.inf, tiles.zero, with_mass(c))),
+            lambda: tiles.change(lambda c, x: select(x == -np.inf, scale - scale, with_mass(c))),
         )
 
     when(plan.out != 0, gradient)
