@@ -117,6 +117,13 @@ def test_logsumexp_of_many_classes_that_is_small(classes, dtype):
     assert_ulp(swl.logsumexp(x), reference_logsumexp(x), bound, np.abs(goal) / 4, "logsumexp")
 
 
+@pytest.mark.parametrize(("spread", "seed"), [(10, 5), (20, 1), (20, 18)])
+def test_softmax_where_errors_of_two_exponentials_meet(spread, seed):
+    """Of 20 seeds those that had more than 3 ulp while the largest exponential was summed up as float32 rounds it."""
+    x = np.random.default_rng(seed).normal(0, spread, (5000, 60)).astype(np.float32)
+    assert_ulp(swl.softmax(x), reference_softmax(x), 2.7)
+
+
 @pytest.mark.parametrize("axis", [1, 0], ids=["rows", "columns"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", CLASS_COUNTS)

@@ -206,18 +206,18 @@ def test_results_past_the_caches(n_classes, past_a_line, monkeypatch):
     lazy.prepared.clear()
 
 
-SMOOTHING = [
-    {"label_smoothing": 0.1},
-    {"label_smoothing": 0.1, "weight": True},
-    {"label_smoothing": 0.3, "z_loss": 1e-2, "sample_weight": True},
-    {"z_loss": 1.0},
-    {"z_loss": 30.0, "weight": True},
-    {"label_smoothing": 1.0},
-]
+SMOOTHING = {
+    "smoothing": {"label_smoothing": 0.1},
+    "smoothing, weights": {"label_smoothing": 0.1, "weight": True},
+    "smoothing, z_loss, weighted rows": {"label_smoothing": 0.3, "z_loss": 1e-2, "sample_weight": True},
+    "z_loss": {"z_loss": 1.0},
+    "z_loss, weights": {"z_loss": 30.0, "weight": True},
+    "all smoothing": {"label_smoothing": 1.0},
+}
 
 
 @pytest.mark.parametrize("n_classes", CLASSES)
-@pytest.mark.parametrize("options", SMOOTHING, ids=lambda options: "-".join(map(str, options)))
+@pytest.mark.parametrize("options", SMOOTHING.values(), ids=SMOOTHING)
 @pytest.mark.parametrize("special", [False, True], ids=["ordinary", "special"])
 def test_smoothing_and_z_loss(n_classes, options, special):
     rng = np.random.default_rng(n_classes)
