@@ -233,7 +233,8 @@ def test_smoothing_and_z_loss(n_classes, options, special):
         if special:
             x[::11] = np.finfo(np.float32).min  # two such differences are more than float32 holds
             x[::11, -1] = 1.0
-            x[::5, 0] = -INF
+            x[::5, :2] = -INF  # the second has no weight
+            x[::10, 0] = 0.0
             x[3] = -INF
             x[4, 0] = INF
             x[[8, 10], 1] = NAN
@@ -241,6 +242,15 @@ def test_smoothing_and_z_loss(n_classes, options, special):
         exact = reference_cross_entropy(x, targets, reduction="none", **options)
         assert_ulp(result.loss, exact.rows, 3, exact.rows_terms, "loss")
         assert_ulp(result.grad, exact.grad, 3, exact.grad_terms, "gradient")
+        # no row hangs on its neighbours
+        lonely = x.copy()
+        lonely[::16] = 0.0
+        alone = swl.cross_entropy_value_and_grad(lonely, targets, reduction="none", **options)
+        x[::16, 0] = -INF
+        result = swl.cross_entropy_value_and_grad(x, targets, reduction="none", **options)
+        others = np.arange(501) % 16 != 0
+        np.testing.assert_array_equal(alone.loss[others], result.loss[others])
+        np.testing.assert_array_equal(alone.grad[others], result.grad[others])
         columns = swl.cross_entropy_value_and_grad(np.asfortranarray(x), targets, reduction="none", **options)
         np.testing.assert_array_equal(columns.loss, result.loss)
         np.testing.assert_array_equal(columns.grad, result.grad)

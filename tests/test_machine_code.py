@@ -27,9 +27,13 @@ compiles = [
 ]
 
 #: kernels with loops of exponentials
-KERNELS = {"panel": "fastswl.kernels.panel:panel_walk", "row": "fastswl.kernels.row:row_walk"}
+KERNELS = {
+    "panel": "fastswl.kernels.panel:panel_walk",
+    "row": "fastswl.kernels.row:row_walk",
+    "short": "fastswl.kernels.short:short_walk",
+}
 #: and one whose exponentials are no loop
-FEW = "fastswl.kernels.few:few_walk"
+FEW = "fastswl.kernels.short:few_walk"
 VARIANTS = ["plain", "with options"]
 # NUMBA_CPU_NAME alone leaves the features of the host, AVX-512 among them.
 TARGETS = {

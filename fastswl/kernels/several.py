@@ -1,4 +1,4 @@
-"""Rows of up to 32 classes in tiles, float32 throughout but for the sums, several tiles side by side.
+"""Rows of up to 48 classes in tiles, float32 throughout but for the sums, several tiles side by side.
 
 What is done once a row is most of the time where classes are few, and a chain of operations. So it goes through several tiles at
 once, and is short: exponentials are in units of a power of two, 2**N, as in other tiles; the sum d of all but the largest's, in
@@ -45,9 +45,7 @@ from fastswl.simd import (
 )
 from fastswl.vectormath import (
     BIAS_32,
-    BIAS_64,
     exp_above,
-    exp_above_for_float32,
     exp_for_float32,
     exp_reference,
     log1p_for_float32,
@@ -210,7 +208,7 @@ def raise_others(storage, tiles, reference, index, behind, mass, following):
             ties.value = select(is_largest, ties.value + 1.0, ties.value)
             x_target.value = select(index == c + i, own, x_target.value)
             if mass is not None:
-                away = fma(reference.m - own, tiles.zero + mass.of_class(c + i), away)
+                away = fma(reference.m - own, mass.of_class(c + i), away)
         d.value = d.value + widen(sum(terms[1:], terms[0]))
         if mass is not None:
             distance.value = distance.value + widen(away)
@@ -252,7 +250,7 @@ class EvenMass:
         return load_one(self._storage, self._weights + self._moves * c)
 
     def distance(self, tiles, m, distance):
-        """The sum of w (m - x); in float64 where float32 is not enough, or an infinite one has no weight."""
+        """The sum of w (m - x); of rows where float32 is not enough, or an infinite one has no weight, in float64."""
 
         def again():
             total = Running(tiles.none)
@@ -260,7 +258,7 @@ class EvenMass:
                 weight = tiles.none + to_float64(self.of_class(c))
                 away = weight * (widen(m) - widen(tiles.at(c)))
                 total.value = total.value + select(weight == 0.0, tiles.none, away)
-            return total.value
+            return select(distance < np.inf, distance, total.value)
 
         return choose(any_lane_of(~(distance < np.inf)), lambda: distance, again)
 
@@ -273,7 +271,7 @@ def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
     gap_low = select(gap_low == gap_low, gap_low, tiles.zero)
     log_ratio = (sums.log_sum + gap_low) + gap
     has_penalty = plan.z_loss != 0.0
-    lse = choose(has_penalty, lambda: tiles.none, lambda: widen(reference.top) + exact_log_sum(tiles, sums))
+    lse = choose(has_penalty, lambda: tiles.none, lambda: widen(reference.top) + widen(sums.log_sum))
     keep = functools.partial(keep_losses, storage, plan, tiles.tables, losses, index, log_ratio)
     elsewhere = 2.0 * plan.z_loss * lse
     if even is None:
@@ -314,7 +312,7 @@ def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
 
         def with_mass(c):
             e = tiles.at(c, VECTOR_BYTES * tiles.n_classes)
-            return fma(taken, tiles.zero + even.of_class(c), of_class(c, e))
+            return fma(taken, even.of_class(c), of_class(c, e))
 
         # (there is no pull at what is -inf, unless the row is NaN)
         choose(
@@ -324,10 +322,3 @@ def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
         )
 
     when(plan.out != 0, gradient)
-
-
-def exact_log_sum(tiles, sums):
-    """For formulas: log S to 2**-33: a step of Newton's, y + (S exp(-y) - 1), from its float32."""
-    near = widen(sums.log_sum)
-    magic, lowest = exp_reference(FLOAT64, tiles.none)
-    return near + (sums.total * exp_above_for_float32(-near, magic, lowest) * 2.0**-BIAS_64 - 1.0)
