@@ -128,8 +128,9 @@ class Layouts:
 
 
 WALKS = {
-    "panel": "GBM",
-    "strided": "segmentation",
+    "short": "GBM",
+    "short, images": "segmentation",
+    "panel": "65536 rows of 100",
     "row": "1000 classes",
     "split": "one row of 1100000",
 }

@@ -6,8 +6,9 @@ from benchmarks.suite import THREADS, ready
 
 #: (operation, shape, how it is held) of each walk, and of what has no kernel of its own type
 CALLS = {
-    "panel": ("loss_and_grad", "GBM", {}),
-    "strided": ("loss_and_grad", "segmentation", {}),
+    "short": ("loss_and_grad", "GBM", {}),
+    "short, images": ("loss_and_grad", "segmentation", {}),
+    "panel": ("loss_and_grad", "65536 rows of 100", {}),
     "row": ("loss_and_grad", "1000 classes", {}),
     "split": ("loss_and_grad", "one row of 1100000", {}),
     "float16": ("loss_and_grad", "GBM", {"dtype": "float16"}),

@@ -68,13 +68,13 @@ class Group(NamedTuple):
     sizes: tuple[tuple[int, int], ...]  # rows, classes
 
 
-#: panel: up to 640 classes (float64: 384); row: more; split: from a million on
+#: short: up to 48 classes without options (float64: none); panel: up to 640 (float64: 384); row: more; split: from a million on
 GROUPS = (
-    Group("float32 panel", "float32", "rows", ((1, 1), (5, 2), (37, 3), (128, 10), (33, 300))),
+    Group("float32 panel", "float32", "rows", ((1, 1), (5, 2), (37, 3), (128, 10), (37, 60), (33, 300))),
     Group("float32 large", "float32", "rows", ((6001, 10), (601, 127), (60, 1000))),
     Group("float32 row", "float32", "rows", ((7, 641), (33, 700), (5, 1000), (3, 5001))),
     Group("float32 split", "float32", "rows", ((1, 1_048_577),)),
-    Group("float32 columns", "float32", "columns", ((1, 7), (37, 3), (35, 21), (20, 200))),
+    Group("float32 columns", "float32", "columns", ((1, 7), (37, 3), (35, 21), (20, 60), (20, 200))),
     Group("float32 strided", "float32", "strided", ((37, 5), (9, 700))),
     Group("float32 images", "float32", "images", ((40, 3), (64, 21))),
     Group("float64 panel", "float64", "rows", ((1, 1), (37, 3), (128, 10), (17, 100))),

@@ -284,7 +284,7 @@ def instructions(sides: tuple[Side, Side], failed: dict[str, str]) -> dict[str, 
     for side in sides:
         side.start()
     try:
-        for walk in ("panel", "row"):
+        for walk in ("short", "panel", "row"):
             name = Case(walk, OPERATIONS[0], WALKS[walk]).name
             try:
                 before, after = ask_both(sides, "instructions", OPERATIONS[0], WALKS[walk])

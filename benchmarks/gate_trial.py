@@ -97,8 +97,8 @@ def outcome(kind: str, walk: str, report: dict) -> dict:
     """What the gate said, and whether it is right."""
     named = report["verdicts"]
     word = {"slow": "slower", "inexact": "less exact"}.get(kind)
-    # a small call goes over a panel; the row walk and the split one share their last step
-    walks = {"slow": {walk, "small call"} if walk == "panel" else {walk}, "inexact": {"row", "split"}}.get(kind, set())
+    # a small call is one of short rows; the row walk and the split one share their last step
+    walks = {"slow": {walk, "small call"} if walk == "short" else {walk}, "inexact": {"row", "split"}}.get(kind, set())
     found = any(what == word for what in named.values())
     if kind == "slow":
         found = named.get(Case(walk, OPERATIONS[0], WALKS[walk]).name) == word

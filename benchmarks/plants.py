@@ -57,6 +57,7 @@ def _in_panel_kernel(walk: str, comparison: str, steps: int) -> Plant:
     )
 
 
+_END_OF_SHORT_STEP = "        if plan.partials != 0:\n            store_partial(arithmetic, plan, scratch, block)\n"
 _END_OF_BATCH = "                finish_rows(storage, plan, here)\n"
 _SPLIT_STEP = "        split_step(storage, target_storage, plan, scratch, unit, n_parts)\n"
 
@@ -67,6 +68,20 @@ def _with_idle(file: str) -> tuple[str, str, str]:
 
 #: a slowdown of each walk
 SLOW = (
+    Plant(
+        "short",
+        (
+            ("kernels/short.py", "    steps,\n", "    steps,\n    store_double,\n"),
+            ("kernels/short.py", "\n@routine\ndef walk_over_steps(", _IDLE + "\n@routine\ndef walk_over_steps("),
+            (
+                "kernels/short.py",
+                _END_OF_SHORT_STEP,
+                "            planted(scratch + AGAIN, plan.n_classes * STEP_TILES * {steps} // 64)\n"
+                + _END_OF_SHORT_STEP,
+            ),
+        ),
+        253,
+    ),
     _in_panel_kernel("panel", "==", 253),
     _in_panel_kernel("strided", "!=", 149),
     Plant(

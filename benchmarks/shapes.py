@@ -66,7 +66,8 @@ SHAPES = {
         Shape("128 rows of 1000", (128, 1000)),
         # within the second-level cache, one for each walk: no other process takes part in their time
         Shape("2048 rows of 10", (2048, 10)),
-        Shape("picture of 48 x 48", (1, 21, 48, 48), axis=1),
+        Shape("256 rows of 100", (256, 100)),
+        Shape("picture of 24 x 24", (1, 100, 24, 24), axis=1),
         Shape("24 rows of 1000", (24, 1000)),
         Shape("one row of 1100000", (1, 1_100_000)),
         # at least four times a last cache of 32 MB in float32, by the number of classes
