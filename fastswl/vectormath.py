@@ -378,20 +378,26 @@ def exact_rest(a, b, c):
     return narrow(FLOAT32, widen(c) - widen(a) * widen(b))
 
 
-@formula
-def log1p_for_float32(a, largest):
-    """log(1 + a) of float32 vectors from 0 to `largest`, a number known while the code is written, at most 1 ulp off."""
-    # 1 + a = 2**k (1 + f), f from -1/4 to 1/2: a - (2**k - 1) is exact
-    if largest <= 2.0:
-        large = a >= 0.5
-        f, k = select(large, (a - 1.0) * 0.5, a), select(large, splat_like(a, 1.0), splat_like(a, 0.0))
-    else:
-        exponent = as_bits((1.0 + a) * (4.0 / 3.0)) >> 23
-        power, inverse = as_floats(exponent << 23), as_floats((254 << 23) - (exponent << 23))
-        f = (a - (power - 1.0)) * inverse
-        k = as_floats(exponent + 0x4B000000) - (2.0**23 + _EXPONENT_32)
+def log1p_to_2(a):
+    """For formulas: log(1 + a) of float32 vectors from 0 to 2, at most 1 ulp off."""
+    large = a >= 0.5
+    # 1 + a = 2 (1 + f): a - 1 is exact
+    f = select(large, (a - 1.0) * 0.5, a)
     whole, rest = _LN2_FMA_32
-    return fma(k, whole, fma(k, rest, fma(f * f, polynomial(f, _LOG1P_32), f)))
+    near = fma(f * f, polynomial(f, _LOG1P_32), f)
+    return select(large, (near + rest) + whole, near)
+
+
+def log1p_of_sum(a, a_low):
+    """For formulas: log(1 + a + a_low) of float32 vectors from 0 to 2**22, the second being what the first is rounded by."""
+    # 1 + a = 2**k (1 + f), f from -1/4 to 1/2: a - (2**k - 1) is exact
+    exponent = as_bits((1.0 + a) * (4.0 / 3.0)) >> 23
+    power, inverse = as_floats(exponent << 23), as_floats((254 << 23) - (exponent << 23))
+    k = as_floats(exponent + 0x4B000000) - (2.0**23 + _EXPONENT_32)
+    f = (a - (power - 1.0)) * inverse
+    whole, rest = _LN2_FMA_32
+    near = f + fma(f * f, polynomial(f, _LOG1P_32), a_low * inverse)
+    return fma(k, whole, fma(k, rest, near))
 
 
 @formula

@@ -26,7 +26,7 @@ from fastswl.vectormath import (
     exact_rest,
     exp_of_sum_above,
     exp_reference,
-    log1p_for_float32,
+    log1p_to_2,
     split_float,
     two_sum,
 )
@@ -98,7 +98,7 @@ def two_or_three_classes(storage, plan, sums, tables, n_classes):
     inverse_low = (exact_rest(inverse, total, zero + 1.0) - inverse * total_low) * inverse
 
     def log_sum():
-        return log1p_for_float32(others * (1.0 / UNIT), 2.0)
+        return log1p_to_2(others * (1.0 / UNIT))
 
     def softmax():
         for c, own in enumerate(e):

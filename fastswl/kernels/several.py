@@ -48,7 +48,7 @@ from fastswl.vectormath import (
     exp_above,
     exp_for_float32,
     exp_reference,
-    log1p_for_float32,
+    log1p_of_sum,
     nearest_power,
     reduce_argument,
     split_float,
@@ -222,7 +222,7 @@ def sums_of_rows(storage, tiles, reference, d, ties):
     unit = exp_for_float32(-reduced_reference(reference)) * 2.0**-BIAS_32
     others = fma(d, unit, widen(ties) - 1.0)
     others = select(reference.bounded, others, tiles.none + np.nan)
-    return Sums(unit, others, 1.0 + others, log1p_for_float32(narrow(storage, others), 31.0))
+    return Sums(unit, others, 1.0 + others, log1p_of_sum(*split_float(storage, others)))
 
 
 class Row(NamedTuple):
