@@ -1,7 +1,8 @@
 """Tiles of rows with all their classes in scratch memory: one vector a class, one lane a row.
 
-Serves rows of few classes (the panel walk: the tile is transposed on its way in and out) and class axes that are not the
-innermost (the strided walk: neighbouring rows lie side by side and are loaded as they are).
+Serves rows of some hundred classes, and short ones with options that the walk for these has not (the panel walk: the tile is
+transposed on its way in and out), and class axes that are not the innermost (the strided walk: neighbouring rows lie side by side
+and are loaded as they are).
 """
 
 import numpy as np

@@ -117,6 +117,15 @@ def start_block(storage, table):
 
 
 @formula
+def start_losses(storage, table):
+    """The same where nothing else has to be known before the first tile."""
+    zero = wide_zero(storage)
+    store_wide(storage, table + SUM, zero)
+    store_wide(storage, table + SUM_LOW, zero)
+    store(storage, table + ONES, narrow(storage, splat_like(zero, 1.0)))
+
+
+@formula
 def smoothing_unit(plan):
     """The smoothing of each class, where all are the same."""
     return plan.label_smoothing / plan.n_classes

@@ -17,7 +17,7 @@ from fastswl.kernels.rows import (
     describe_classes,
     describe_rows,
     rows_are_plain,
-    start_block,
+    start_losses,
     store_partial,
     store_row_values,
 )
@@ -77,7 +77,8 @@ def walk_over_steps(storage, target_storage, plan_address, scratch, first, last,
     n_steps = plan.n_outer * steps_per_outer
     buffer = scratch + plan.line_buffer if plan.line_buffer != 0 else 0
     for block in range(first, last):
-        start_block(arithmetic, scratch)
+        if plan.operation == LOSS:
+            start_losses(arithmetic, scratch)
         first_step = block * plan.tiles_per_block
         last_step = least(first_step + plan.tiles_per_block, n_steps)
         for step in range(first_step, last_step):
