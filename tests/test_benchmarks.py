@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plants
+from benchmarks import guarantee, plants
 from benchmarks.gate import BAR, judge
 from benchmarks.gate_worker import WALKS, cases
 
@@ -127,7 +127,7 @@ def test_no_benchmark_times_a_compilation(figures):
     assert not compiling
 
 
-@pytest.mark.parametrize("plant", [*plants.SLOW, plants.INEXACT], ids=lambda plant: plant.walk)
+@pytest.mark.parametrize("plant", [*plants.SLOW, plants.INEXACT, guarantee.CHEAP], ids=lambda plant: plant.walk)
 def test_planted_faults_fit_the_sources(plant, tmp_path):
     package = copy_of_the_package(tmp_path) / "fastswl"
     plant.put_into(package, 64)
