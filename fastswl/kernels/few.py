@@ -78,8 +78,8 @@ def differences(storage, logits, top):
 
 
 def two_or_three_classes(storage, plan, sums, tables, n_classes):
-    """For formulas: from the logits in tiles side by side to the results in place of them; losses are added
-    to the sum in the table `sums`. The number of classes is known while the code is written.
+    """For formulas: from the logits in tiles side by side to the results in place of them; losses are added to the sum in the table
+    `sums`. The number of classes is known while the code is written.
 
     (One stage of four tiles: in two stages of two tiles 5 to 10 % slower, though its chain of operations is long.)
     """

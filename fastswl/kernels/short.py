@@ -1,4 +1,4 @@
-"""Rows of up to 32 classes, float32 arithmetic, with no options but weights and z_loss: tiles, some of them side by side.
+"""Rows of up to 48 classes, float32 arithmetic, with no options but weights, smoothing and z_loss: tiles, some of them side by side.
 
 Walks of their own beside that of panels, which has all options: kernels are shorter to compile, and a tile's table need not hold
 what goes from stage to stage.
@@ -62,7 +62,7 @@ def few_walk(storage, target_storage, plan_address, scratch, first, last):
 
 @block_kernel
 def short_walk(storage, target_storage, plan_address, scratch, first, last):
-    """The same of rows of more, or of two or three with a z_loss."""
+    """The same of rows of more, or of two or three with smoothing or a z_loss."""
     walk_over_steps(storage, target_storage, plan_address, scratch, first, last, None)
     return 0
 
