@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import Phase, settings
 
+from fastswl import lazy, walks
+
 # the benchmarks are no part of the package; behind all else, since their folder holds the package, too
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -170,3 +172,21 @@ def any_dtype(request) -> np.dtype:
     if request.param == "bfloat16":
         return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
     return np.dtype(request.param)
+
+
+@pytest.fixture
+def by_tiles(monkeypatch):
+    """A function that runs another one with the walk of more classes."""
+
+    def run(function):
+        monkeypatch.setattr(walks, "SHORT_CLASSES", 1)
+        walks.find_route.cache_clear()
+        lazy.prepared.clear()
+        try:
+            return function()
+        finally:
+            monkeypatch.undo()
+            walks.find_route.cache_clear()
+            lazy.prepared.clear()
+
+    return run

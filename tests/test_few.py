@@ -19,24 +19,6 @@ SPREADS = (1e-3, 0.1, 1.0, 3.0, 10.0, 30.0, 80.0)
 NAN, INF = np.nan, np.inf
 
 
-@pytest.fixture
-def by_tiles(monkeypatch):
-    """A function that runs another one with the walk of more classes."""
-
-    def run(function):
-        monkeypatch.setattr(walks, "SHORT_CLASSES", 1)
-        walks.find_route.cache_clear()
-        lazy.prepared.clear()
-        try:
-            return function()
-        finally:
-            monkeypatch.undo()
-            walks.find_route.cache_clear()
-            lazy.prepared.clear()
-
-    return run
-
-
 def many_rows(n_classes, spread, n, dtype=np.float32):
     rng = np.random.default_rng(int(spread * 1000) + n_classes)
     x = rng.normal(0, spread, (n, n_classes))
