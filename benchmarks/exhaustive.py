@@ -70,16 +70,18 @@ def compiled(name: str) -> Callable:
     options = {"error_model": "numpy", "nogil": True}
 
     if name.startswith("exp_above"):
-        exp_reference, nearest_power = vectormath.exp_reference, vectormath.nearest_power
+        exp_reference, exp_unit, nearest_power = vectormath.exp_reference, vectormath.exp_unit, vectormath.nearest_power
 
         @njit(**options)
         def run_above(source, reference, target, powers, n):
+            unit = exp_unit(storage)
             for i in range(n):
                 x = load(storage, source + step * i)
                 power = nearest_power(storage, load(storage, reference + step * i))
                 magic, lowest = exp_reference(storage, power)
                 store(storage, target + step * i, exp_above(storage, x, magic, lowest))
                 store(storage, powers + step * i, power)
+            return unit
 
         return run_above
     if name == "exp float32" or name == "exp float64":
@@ -116,14 +118,14 @@ def evaluate(name: str, x: np.ndarray) -> np.ndarray:
     return target[: x.size]
 
 
-def evaluate_above(x: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The kernels' exp(x) 2**(bias - N), and N, for references m."""
+def evaluate_above(x: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """The kernels' exp(x) 2**-N, and N, for references m; the unit of the former."""
     source, reference = _whole_vectors(x), _whole_vectors(m)
     target, powers = np.empty_like(source), np.empty_like(source)
     arrays = (source, reference, target, powers)
     run = compiled(f"exp_above {x.dtype}")
-    run(*(array.ctypes.data for array in arrays), source.nbytes // 64)
-    return target[: x.size], powers[: x.size]
+    unit = run(*(array.ctypes.data for array in arrays), source.nbytes // 64)
+    return target[: x.size], powers[: x.size], unit
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -166,7 +168,6 @@ def log_errors(x: np.ndarray) -> np.ndarray:
 def exp_above_worst(x: np.ndarray, gap: float) -> Worst:
     """Errors of the scaled exponential; it is 0 where its unit's normal range ends."""
     from fastswl.kernels.panel import FAR_32
-    from fastswl.vectormath import BIAS_32
 
     x = x[np.abs(x) < FAR_32]
     m = x + np.float32(gap)
@@ -174,11 +175,10 @@ def exp_above_worst(x: np.ndarray, gap: float) -> Worst:
     x, m = x[inside], m[inside]
     if not x.size:
         return Worst()
-    got, power = evaluate_above(x, m)
-    scale = int(BIAS_32) - power.astype(np.int64)
-    exact = np.ldexp(np.exp(x.astype(LONG)), scale)
+    got, power, unit = evaluate_above(x, m)
+    exact = np.ldexp(np.exp(x.astype(LONG)) * LONG(unit), -power.astype(np.int64))
     errors = ulp_errors(got, exact, subnormal=False)
-    # flushed to an exact 0: right only below the normal numbers, which is 2**-167 of the maximum
+    # flushed to an exact 0: right only below the normal numbers, which is 2**-166 of the maximum
     flushed = (got == 0) & (exact < np.ldexp(LONG(1), -125))
     return worst_of(np.where(flushed, 0, errors), x, m)
 

@@ -195,7 +195,7 @@ def _seen_before(
     """Return the result for contiguous arrays of shapes and scalar options seen before, None to go the way of all checks."""
     dtype, shape = logits.dtype, logits.shape
     key = (dtype, shape, targets.dtype, targets.shape, int(with_grad), scalars)
-    call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)
+    call = lazy.prepared.get(key) if n_threads is None else lazy.kept_call(key, n_threads)
     if call is None:
         return None
     grad = grad_out

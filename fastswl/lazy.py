@@ -40,10 +40,12 @@ def load() -> None:
         dispatch = module
 
 
-def call_in_blocks(key: tuple[Any, ...], n_threads: int | None) -> Any:
-    """Return a kept call of several blocks that takes the arrays, or None."""
-    call = prepared.get((*key, "in blocks"))
-    return None if call is None else functools.partial(call, n_threads)
+def kept_call(key: tuple[Any, ...], n_threads: int | None) -> Any:
+    """Return a kept call that takes the arrays, or None."""
+    call = prepared.get(key)
+    if call is not None and n_threads is not None and hasattr(call, "in_blocks"):
+        return functools.partial(call, n_threads=n_threads)
+    return call
 
 
 def resolved_thread_count(n_threads: int | None) -> int:

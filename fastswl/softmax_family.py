@@ -165,7 +165,7 @@ def _seen_before(operation: str, x: npt.NDArray[Any], out: Any, n_threads: int |
     """Return the result of a contiguous array of a shape seen before, None if it has to go the way of all checks."""
     dtype, shape = x.dtype, x.shape
     key = (operation, dtype, shape)
-    call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)
+    call = lazy.prepared.get(key) if n_threads is None else lazy.kept_call(key, n_threads)
     if call is None:
         return None
     if out is None:
@@ -270,7 +270,7 @@ def logsumexp(
         and (n_threads is None or (type(n_threads) is int and n_threads > 0))
     ):
         key = ("logsumexp", x.dtype, x.shape)
-        call = lazy.prepared.get(key) or lazy.call_in_blocks(key, n_threads)
+        call = lazy.prepared.get(key) if n_threads is None else lazy.kept_call(key, n_threads)
         if call is not None:
             result = np.empty(x.shape[:-1], x.dtype)
             if call(x, result) != REFUSED:

@@ -2,7 +2,8 @@
 
 The kernels of float32 are compiled in processes of their own, with an empty cache (code from the
 cache has no assembly to read), for the native target, AVX2 and SSE2. A loop of exponentials is
-known by its shift by 23, which makes the power of two; everything in it has to be packed.
+known by its shift by 20 or 23, which makes the power of two; everything in it has to be packed,
+and a table must be a permutation of registers, not of memory.
 """
 
 from __future__ import annotations
@@ -57,13 +58,16 @@ LABEL = re.compile(r"^(\.L\w+):")
 FUNCTION = re.compile(r"^([\w.$\"]+):")
 JUMP = re.compile(r"^\s*(j\w+)\s+(\.L\w+)")
 END = re.compile(r"^\s*(jmp|ret|ud2|int3)")
-SHIFT_23 = re.compile(r"^\s*(?:v?pslld\s+\$23, %([xyz])mm|shll\s+\$23)")
+#: of bits that become the exponent: 23 of them, and with a table of eighths 20
+SHIFT = re.compile(r"^\s*(?:v?pslld\s+\$(?:20|23), %([xyz])mm|shll\s+\$(?:20|23))")
+#: by the last three bits from a table that a register holds
+LOOK_UP = re.compile(r"^\s*vperm(?:ps|d)\s.*%([xyz])mm\d+$")
 PACKED = re.compile(r"^\s*v?(?:fn?m(?:add|sub)\d*|add|sub|mul|div|max|min)p[sd]\s.*%([xyz])mm\d+$")
 SCALAR = re.compile(r"^\s*v?(?:fn?m(?:add|sub)\d*|add|sub|mul|div|max|min|sqrt)s[sd]\s")
 MULTIPLY_ADD = re.compile(r"^\s*(?:vfn?m(?:add|sub)\d*|mul|vmul)ps\s")
 REFERENCE = re.compile(r"(?:movabsq\s+\$|call\w*\s+|jmp\w*\s+)([A-Za-z_][\w.]*)(?:@PLT)?")
 LIBRARY_CALL = re.compile(r"_?_?(?:exp|exp2|exp10|expm1|log|log2|log10|log1p|fma|pow|tanh)[fl]?(?:_finite)?")
-#: P of degree 6 by Horner, and the reduction: at least so many multiplications in an exponential
+#: P of degree 6 by Horner (by table of degree 4), and the reduction: at least so many multiplications in an exponential
 MULTIPLICATIONS = 8
 #: blocks in a loop of exponentials at most: two vectors, each with a branch for logits in two parts
 LOOP_BLOCKS = 8
@@ -152,14 +156,14 @@ def shortest_loop(code: dict[str, Block], first: str) -> list[str]:
 
 
 def exp_loops(assembly: str) -> list[list[str]]:
-    """The instructions of each inner loop with a shift by 23, which makes a power of two.
+    """The instructions of each inner loop with a shift, which makes a power of two.
 
     A single exponential (of a target's logit) is no loop: its way back leads through all of a tile.
     """
     code = blocks(assembly)
     loops = []
     for label, block in code.items():
-        if not any(SHIFT_23.match(line) for line in block.lines):
+        if not any(SHIFT.match(line) for line in block.lines):
             continue
         path = shortest_loop(code, label)
         if path and len(path) <= LOOP_BLOCKS:
@@ -178,18 +182,20 @@ def check_loops(code: Code) -> None:
     loops = exp_loops(code.assembly)
     assert loops, "no loop of packed exponentials"
     for lines in loops:
-        check_packed(lines, code.full_width)
+        check_packed(lines, code.full_width, "+fma" in code.features)
 
 
-def check_packed(lines: list[str], full_width: str) -> None:
-    """Exponentials packed at the full width, nothing scalar."""
+def check_packed(lines: list[str], full_width: str, by_table: bool) -> None:
+    """Exponentials packed at the full width, nothing scalar; eighths of powers of two from a register, where there is a table."""
     text = "\n".join(lines)
-    assert widths(lines, SHIFT_23) == {full_width}, text
+    assert widths(lines, SHIFT) == {full_width}, text
     # sums in float64 and their companions may stand in the same loop, at the same width
     assert full_width in widths(lines, PACKED), text
-    shifts = sum(bool(SHIFT_23.match(line)) for line in lines)
+    shifts = sum(bool(SHIFT.match(line)) for line in lines)
     multiplications = sum(bool(MULTIPLY_ADD.match(line)) for line in lines)
     assert multiplications >= MULTIPLICATIONS * shifts, text
+    look_ups = sum(bool(LOOK_UP.match(line)) for line in lines)
+    assert look_ups >= by_table * shifts, text
     scalar = [line for line in lines if SCALAR.match(line)]
     assert scalar == [], text
 
@@ -241,11 +247,11 @@ def test_no_library_function_is_called(code):
 @marked
 def test_rows_of_few_classes_are_packed_at_full_width(target, tmp_path):
     code = compile_kernel(FEW, "plain", TARGETS[target], tmp_path)
-    pieces = [block.lines for block in blocks(code.assembly).values() if any(map(SHIFT_23.match, block.lines))]
+    pieces = [block.lines for block in blocks(code.assembly).values() if any(map(SHIFT.match, block.lines))]
     # of two classes and of three
     assert len(pieces) >= 2
     for lines in pieces:
-        check_packed(lines, code.full_width)
+        check_packed(lines, code.full_width, False)
     assert library_calls(code.assembly) == set()
 
 
@@ -255,7 +261,8 @@ kernel:
 .LBB0_1:
 \tvmovups\t(%rdi), %zmm0
 \tvfmadd213ps\t%zmm1, %zmm2, %zmm0
-\tvpslld\t$23, %zmm0, %zmm3
+\tvpermps\t%zmm5, %zmm0, %zmm6
+\tvpslld\t$20, %zmm0, %zmm3
 HORNER
 \tvmovups\t%zmm4, (%rsi)
 \tjne\t.LBB0_1
@@ -266,7 +273,7 @@ HORNER = "\n".join(["\tvfmadd213ps\t%zmm1, %zmm2, %zmm4"] * 8)
 
 
 def test_a_good_loop_is_accepted():
-    check_loops(Code(LOOP.replace("HORNER", HORNER), ["+avx512f"]))
+    check_loops(Code(LOOP.replace("HORNER", HORNER), ["+avx512f", "+fma"]))
 
 
 @pytest.mark.parametrize(
@@ -277,13 +284,14 @@ def test_a_good_loop_is_accepted():
         HORNER + "\n\tvmulss\t%xmm1, %xmm2, %xmm4",
         HORNER + "\n\tshll\t$23, %eax",
         HORNER + "\n\tcallq\t*%rax",
+        HORNER + HORNER + "\n\tvpslld\t$20, %zmm0, %zmm3",
         "",
     ],
-    ids=["half width", "scalar polynomial", "one scalar", "a scalar shift", "a call", "no polynomial"],
+    ids=["half width", "scalar polynomial", "one scalar", "a scalar shift", "a call", "no table", "no polynomial"],
 )
 def test_a_bad_loop_is_found(horner):
     with pytest.raises(AssertionError):
-        check_loops(Code(LOOP.replace("HORNER", horner), ["+avx512f"]))
+        check_loops(Code(LOOP.replace("HORNER", horner), ["+avx512f", "+fma"]))
 
 
 @pytest.mark.parametrize("line", ["movabsq\t$expf, %rax", "callq\tlog1p@PLT", "callq\tfmaf", "movabsq\t$exp2, %rax"])

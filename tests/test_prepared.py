@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastswl as swl
-from fastswl import dispatch, lazy
+from fastswl import dispatch, lazy, prepared
 from fastswl.prepared import sum_of_weights
 
 SHAPES = [(5, 7), (3, 4, 10), (40, 1000), (3000, 12)]
@@ -265,3 +265,42 @@ def test_a_kept_call_counts_rows_one_by_one_and_by_vectors(n, dtype):
         for _ in range(2):
             mean = swl.cross_entropy(x, targets, ignore_index=9)
             np.testing.assert_allclose(mean, each.sum(dtype=np.float64) / n, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_threads", [None, 1, 3])
+def test_kept_calls_of_several_blocks_take_the_number_of_threads(n_threads, monkeypatch, no_general_way):
+    x, out = np.zeros((300, 400), np.float32), np.empty((300, 400), np.float32)
+    targets = np.zeros(300, np.int64)
+
+    def calls():
+        swl.softmax(x, out=out, n_threads=n_threads)
+        swl.logsumexp(x, n_threads=n_threads)
+        swl.cross_entropy_value_and_grad(x, targets, grad_out=out, n_threads=n_threads)
+
+    calls()
+    no_general_way()
+    asked = []
+    monkeypatch.setattr(prepared.threads, "threads_for", lambda work, n: asked.append(n) or 1)
+    calls()
+    assert asked == [n_threads or swl.get_num_threads()] * 3
+
+
+def test_kept_calls_at_one_time_do_not_share_a_plan(monkeypatch, no_general_way):
+    """A second call, while the first is about to run its kernel, as from another thread."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=(300, 400)).astype(np.float32) for _ in range(2))
+    expected = swl.softmax(first), swl.softmax(second)
+    for _ in range(2):
+        # one plan is spare
+        np.testing.assert_array_equal(swl.softmax(first), expected[0])
+    no_general_way()
+    run, others = prepared.run_kernel_at, []
+
+    def run_after_another(*arguments):
+        monkeypatch.setattr(prepared, "run_kernel_at", run)
+        others.append(swl.softmax(second))
+        run(*arguments)
+
+    monkeypatch.setattr(prepared, "run_kernel_at", run_after_another)
+    np.testing.assert_array_equal(swl.softmax(first), expected[0])
+    np.testing.assert_array_equal(others, expected[1:])

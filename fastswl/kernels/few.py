@@ -24,8 +24,7 @@ from fastswl.simd import choose, fma, joined, parted, select, splat_like, when
 from fastswl.vectormath import (
     BIAS_32,
     exact_rest,
-    exp_of_sum_above,
-    exp_reference,
+    exp_of_difference,
     log1p_to_2,
     split_float,
     two_sum,
@@ -53,7 +52,7 @@ def differences_of_two(storage, logits, top):
     gap_low = select(gap_low == gap_low, gap_low, zero)
     first = gap > 0.0
     away, away_low = select(first, -gap, gap), select(first, -gap_low, gap_low)
-    e = exp_of_sum_above(storage, away, away_low, *exp_reference(storage, zero))
+    e = exp_of_difference(away, away_low)
 
     def of_both(other, largest):
         return [select(first, largest, other), select(first, other, largest)]
@@ -66,7 +65,7 @@ def differences(storage, logits, top):
     zero = splat_like(next(iter(top)), 0.0)
     away, away_low = two_sum(joined(logits), joined([-top] * len(logits)))
     away_low = select(away_low == away_low, away_low, zero)
-    e = exp_of_sum_above(storage, away, away_low, *exp_reference(storage, zero))
+    e = exp_of_difference(away, away_low)
     away, away_low, e = (parted(each, len(logits)) for each in (away, away_low, e))
     # of equal ones the first is the largest
     is_top, found = [], None

@@ -49,6 +49,11 @@ def vectors_in(storage, n_classes):
 
 
 @formula
+def pairs_of(storage, n_classes):
+    return (n_classes + 2 * lanes(storage) - 1) >> log2_of(2 * lanes(storage))
+
+
+@formula
 def load_part(storage, target, source, class_stride, n):
     """Bring `n` classes of a row into scratch memory, in the arithmetic type, filled up with -inf to whole vectors; the
     largest of each lane (NaN dropped)."""
@@ -111,6 +116,7 @@ def put_edge(storage, source, edge, n, nothing):
 
         when(past > width, first_of_pair)
         store(storage, edge + VECTOR_BYTES * whole, filler)
+        store(storage, edge + VECTOR_BYTES * (pairs_of(storage, n) * 2 - 1), filler)
         store(storage, edge + size * (n - width), tail)
         store(storage, edge + size * n, filler)
 

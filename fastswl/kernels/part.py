@@ -27,6 +27,7 @@ from fastswl.kernels.block import (
 )
 from fastswl.kernels.lines import (
     load_part,
+    pairs_of,
     part_maximum,
     put_edge,
     vectors_in,
@@ -103,6 +104,8 @@ from fastswl.vectormath import exp_above, exp_of_sum_above, exp_reference, max_l
 #: a guess of N is above the last one by so much, and right up to so far above the row's own; wrong ones in a block after which there
 #: is no other
 GUESS_MARGIN, GUESS_ABOVE, WRONG_GUESSES = 16.0, 64.0, 2.0
+#: how far below all logits of a part that is guessed what stands for the class left out is, at least: 2**-28 of the least exponential
+LEFT_OUT_BELOW = 20.0
 
 
 @routine
@@ -133,7 +136,7 @@ def row_part(
     arithmetic = arithmetic_of(storage)
     size = itemsize(arithmetic)
     logits, mass, low_area, slopes = areas, areas + area_bytes, areas + 2 * area_bytes, areas + 3 * area_bytes
-    n_vectors = vectors_of(storage, n)
+    n_vectors, n_filled = vectors_of(storage, n), 2 * pairs_of(storage, n)
     n_done = vectors_in(storage, done.n - written)
     place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
     # what follows in memory: the next part, or the next row of a contiguous array
@@ -202,6 +205,8 @@ def row_part(
         arithmetic, plan, table, row, part, step, source, copied, logits, low_parts, mass, chosen, -np.inf, m, magic, lowest,
     )  # fmt: skip
 
+    if not in_place and n_filled > n_vectors:
+        store(arithmetic, logits + VECTOR_BYTES * n_vectors, narrow_splat(arithmetic, logits, -np.inf))
     exponentials = logits
     if plan.operation == LOG_SOFTMAX:
         exponentials = mass
@@ -209,7 +214,7 @@ def row_part(
         source, copied, patched = logits, n_vectors, -1
     high, low = wide_zero(arithmetic), wide_zero(arithmetic)
     # stores that wait for main memory and arithmetic take turns, in bites that the store queue holds: neither waits for the other
-    bite = INTERLEAVED if n_done > 0 else n_vectors
+    bite = INTERLEAVED if n_done > 0 else n_filled
     for first in range(0, n_vectors, bite):
         write_bite(result_of(storage), done, written, first, least(bite, n_done - first))
         high, low = exp_of_bite(
@@ -218,7 +223,7 @@ def row_part(
             low_parts,
             exponentials,
             first,
-            least(first + bite, n_vectors),
+            least(first + bite, n_filled),
             copied,
             patched,
             magic,
@@ -254,20 +259,18 @@ def guess_part(
     """
     put_in_place()
     n_vectors = vectors_of(storage, n)
-    whole = n // (2 * lanes(storage))
+    whole, n_filled = n // (2 * lanes(storage)), 2 * pairs_of(storage, n)
     units = load_double(table + GUESS)
     magic, lowest = exp_reference(storage, narrow_splat(storage, logits, units))
-    # of which e is 0
-    nothing = lane(lowest, 0)
-    past, tail = put_edge(storage, logits, exponentials, n, nothing)
+    past, tail = put_edge(storage, logits, exponentials, n, -np.inf)
     chosen = target_in_part(plan, table, row, first_class, n)
     patched, _, apart_exp = leave_out_of_part(
-        storage, plan, table, row, part, step, logits, whole, exponentials, None, 0, chosen, nothing, tail, magic, lowest,
+        storage, plan, table, row, part, step, logits, whole, exponentials, None, 0, chosen, lane(lowest, 0), tail, magic, lowest,
     )  # fmt: skip
     high, low = wide_zero(storage), wide_zero(storage)
     top, bottom = bounds_of_edge(storage, logits, n, past, tail)
     n_done = vectors_in(storage, done.n - written)
-    bite = INTERLEAVED if n_done > 0 else n_vectors
+    bite = INTERLEAVED if n_done > 0 else n_filled
     for first in range(0, n_vectors, bite):
         write_bite(results, done, written, first, least(bite, n_done - first))
         high, low, top, bottom = exp_of_guessed_bite(
@@ -275,7 +278,7 @@ def guess_part(
             logits,
             exponentials,
             first,
-            least(first + bite, n_vectors),
+            least(first + bite, n_filled),
             whole,
             patched,
             magic,
@@ -317,8 +320,9 @@ def settle_guess(storage, table, part, step, exponentials, units, lowest, high, 
     total, total_low = total_of_lanes(storage, high, low)
     above = units - power
     right = inside & (above >= 0.0) & (above <= GUESS_ABOVE)
-    # e of one more than the least x is no subnormal number
-    right = right & (bottom >= lane(lowest, 0) + 1.0)
+    # e of the least x is no subnormal number, and so much larger than what stands for the class left out that this is lost in the sum
+    # of the pair of vectors
+    right = right & (bottom >= lane(lowest, 0) + LEFT_OUT_BELOW)
 
     def use():
         factor = power_of_two(above)
@@ -328,7 +332,9 @@ def settle_guess(storage, table, part, step, exponentials, units, lowest, high, 
         store_double(part + step * PART_REFERENCE_LOW, 0.0)
         store_sums(part, step, total * factor, total_low * factor)
         put_back_in_part(storage, exponentials, chosen, apart_exp)
-        store_double(table + GUESS, greatest(power + GUESS_MARGIN, units - 1.0))
+        # (by a branch: what the next row begins with would have to wait for this one's largest logit)
+        stale = (above < GUESS_MARGIN * 0.5) | (above > GUESS_MARGIN * 1.5)
+        when(stale, lambda: store_double(table + GUESS, power + GUESS_MARGIN))
         return True
 
     def reject():
@@ -402,7 +408,8 @@ def leave_out_of_part(
             return to_float64(logit), 0.0, e
 
         found = by_low_parts(low_parts, whole, in_two)
-        store_one(storage, place, nothing)
+        # (what fills up the last pair is nothing itself)
+        store_one(storage, place, select(pair < copied, nothing, -np.inf))
 
         def keep_mass():
             own = to_float64(load_one(storage, mass + size * chosen))

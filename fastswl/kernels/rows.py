@@ -45,14 +45,13 @@ from fastswl.simd import (
     widen,
 )
 from fastswl.vectormath import (
-    BIAS_32,
-    BIAS_64,
     LN2,
     exact_total_of_lanes,
     exp_above,
     exp_above_for_float32,
     exp_in_two,
     exp_reference,
+    exp_unit,
     log_of_quotient,
     reduce_argument,
     rest_of_product,
@@ -288,7 +287,7 @@ def invert_sums(storage, table, total, total_low):
 
 class RowSums(NamedTuple):
     """What the sums of a tile's rows say, a lane a row, float64: m the reference, e the exponential left out, d the sum of the
-    others, S = d + e, all in units of 2**(N - bias)."""
+    others, S = d + e, all in units of `exp_unit` and of 2**N."""
 
     total: Any  # S
     total_low: Any
@@ -320,7 +319,7 @@ def rest_of_largest(storage, table):
     """What the exponential of the largest logit has lost in float32, where it is in the sum: of that it may be most. (Softmax of 5 to
     100 classes, millions of rows: 3.3 to 2.7 ulp.)"""
     m, power = load_wide(storage, table + REFERENCE), load_wide(storage, table + POWER)
-    exact = exp_above_for_float32(m, *exp_reference(FLOAT64, power)) * 2.0 ** (BIAS_32 - BIAS_64)
+    exact = exp_above_for_float32(m, *exp_reference(FLOAT64, power)) * (exp_unit(storage) / exp_unit(FLOAT64))
     rounded = exp_above(storage, narrow(storage, m), *exp_reference(storage, narrow(storage, power)))
     is_summed = (load_wide(storage, table + APART) != m) & (load_wide(storage, table + TOP) != -np.inf)
     return select(is_summed, exact - widen(rounded), wide_zero(storage))
@@ -345,7 +344,7 @@ def exponentials_left_out(storage, table):
         e, e_low = exp_in_two(apart, load_wide(storage, table + APART_LOW), magic, lowest)
         store_wide(storage, table + APART_EXP_LOW, e_low)
     else:
-        e = exp_above_for_float32(apart, magic, lowest) * 2.0 ** (BIAS_32 - BIAS_64)
+        e = exp_above_for_float32(apart, magic, lowest) * (exp_unit(storage) / exp_unit(FLOAT64))
     store_wide(storage, table + APART_EXP, e)
 
 
@@ -360,7 +359,6 @@ def logarithms(storage, plan, table):
     m = load_wide(storage, table + REFERENCE)
     power = load_wide(storage, table + POWER)
     apart, apart_low = load_wide(storage, table + APART), load_wide(storage, table + APART_LOW)
-    unit = 2.0 ** (by_type(storage, BIAS_32, BIAS_64))
     e = load_wide(storage, table + APART_EXP)
     if in_float64(storage):
         e_low = load_wide(storage, table + APART_EXP_LOW)
@@ -371,7 +369,7 @@ def logarithms(storage, plan, table):
         total = d + e
 
     near = d <= e
-    k, fraction = split_exponent(total * (1.0 / unit))
+    k, fraction = split_exponent(total * (1.0 / exp_unit(storage)))
     difference = select(near, d, fraction - 1.0)
     sum_of_both = select(near, total + e, fraction + 1.0)
     quotient = difference / sum_of_both

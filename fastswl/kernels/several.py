@@ -44,10 +44,10 @@ from fastswl.simd import (
     widen,
 )
 from fastswl.vectormath import (
-    BIAS_32,
     exp_above,
     exp_for_float32,
     exp_reference,
+    exp_unit,
     log1p_of_sum,
     nearest_power,
     reduce_argument,
@@ -183,7 +183,7 @@ def raise_all(storage, tiles, reference, following):
 def rest_of_largest(storage, reference):
     """For formulas: what the exponential of the largest logit has lost in float32: of a sum it may be most. (5 classes, 40,000 rows:
     3.1 to 2.5 ulp.)"""
-    exact = exp_for_float32(reduced_reference(reference)) * 2.0**BIAS_32
+    exact = exp_for_float32(reduced_reference(reference)) * exp_unit(storage)
     return exact - widen(exp_above(storage, reference.m, *exp_reference(storage, reference.power)))
 
 
@@ -219,7 +219,7 @@ def raise_others(storage, tiles, reference, index, behind, mass, following):
 
 def sums_of_rows(storage, tiles, reference, d, ties):
     """For formulas: from the sum of the others to all that is relative to the largest; NaN of a row whose largest is not finite."""
-    unit = exp_for_float32(-reduced_reference(reference)) * 2.0**-BIAS_32
+    unit = exp_for_float32(-reduced_reference(reference)) * (1.0 / exp_unit(storage))
     others = fma(d, unit, widen(ties) - 1.0)
     others = select(reference.bounded, others, tiles.none + np.nan)
     return Sums(unit, others, 1.0 + others, log1p_of_sum(*split_float(storage, others)))

@@ -24,7 +24,7 @@ from fastswl.simd import (
 
 #: bytes of a line, and of a float32 vector, by which lines are moved whatever they hold
 LINE_BYTES = 64
-#: vectors of results that are written between exponentials, of which six go side by side: a store queue of today holds 48 to 72 (16:
+#: vectors of results that are written between exponentials, of which four go side by side: a store queue of today holds 48 to 72 (16:
 #: 2 to 4 % slower)
 INTERLEAVED = 24
 

@@ -51,6 +51,7 @@ from fastswl.simd.choices import (
     same_storage,
     vectors_side_by_side,
 )
+from fastswl.simd.lookup import look_up_in
 from fastswl.simd.memory import (
     load,
     load_double,
@@ -152,6 +153,7 @@ __all__ = [
     "load_one",
     "load_wide",
     "log2_of",
+    "look_up_in",
     "narrow",
     "parted",
     "polynomial",

@@ -110,10 +110,14 @@ def _register_storage_constant():
 _register_storage_constant()
 
 
+def target_family(context):
+    """The family of the CPU that is compiled for: "x86", "aarch64", or another by its name in the target triple."""
+    architecture = context.codegen().magic_tuple()[0].split("-")[0]
+    return "x86" if architecture.startswith(("x86", "i386", "i686", "amd64")) else architecture
+
+
 def target_has(context, feature):
     """Whether the CPU that is compiled for has an x86 feature ("fma", "f16c"); other families have both natively."""
-    codegen = context.codegen()
-    triple, _, features = codegen.magic_tuple()
-    if not triple.startswith(("x86", "i386", "i686", "amd64")):
+    if target_family(context) != "x86":
         return True
-    return f"+{feature}" in features.split(",")
+    return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
