@@ -28,7 +28,9 @@ def rows_of_all_kinds(n_classes, dtype, seed):
         add(normal(spread, 8.0))
     for low in (-70, -82, -83, -100, -110, -114.5, -116, -130, -700):
         # the largest at either end of the classes, and the target there and elsewhere
-        for place, target in ((0, 0), (n_classes - 1, 1), (5, n_classes - 1)):
+        # (one of a pair of vectors past all whole groups of pairs)
+        last_pair = n_classes // 32 * 32 - 20
+        for place, target in ((0, 0), (n_classes - 1, 1), (5, n_classes - 1), (last_pair, last_pair), (last_pair, 9)):
             row = rng.uniform(low, low + 5, n_classes)
             row[place] = 0.0
             add(row, target)
@@ -90,7 +92,7 @@ def test_softmax(n_classes, dtype):
 @pytest.mark.parametrize("n_classes", [1000, 9001])
 def test_a_gradient_that_cancels(n_classes):
     """z-loss takes away what the target gets: what is left has no room in units of a guess."""
-    logits = np.full((1, n_classes), -80.0, np.float32)
+    logits = np.full((1, n_classes), -60.0, np.float32)
     logits[0, 7] = 1.0
     mask = np.ones(n_classes, bool)
 
@@ -103,7 +105,7 @@ def test_a_gradient_that_cancels(n_classes):
         return expected.grad[0, 7]
 
     # the root, by halves: from the last step on what is left is one of rounding
-    low, high = 0.0, 1e-28
+    low, high = 0.0, 1e-20
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if both(middle) < 0 else (low, middle)
