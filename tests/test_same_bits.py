@@ -26,6 +26,7 @@ SETTINGS = {
     "native": {},
     "haswell": {"NUMBA_CPU_NAME": "haswell"},
     "haswell_avx2_only": HASWELL,
+    "fma_without_avx2": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+avx,+fma,+f16c"},
     "skylake_avx512": {"NUMBA_CPU_NAME": "skylake-avx512"},
     "opt_1": {"NUMBA_OPT": "1"},
     "no_loop_vectorize": {"NUMBA_LOOP_VECTORIZE": "0"},

@@ -113,7 +113,8 @@ _register_storage_constant()
 def target_family(context):
     """The family of the CPU that is compiled for: "x86", "aarch64", or another by its name in the target triple."""
     architecture = context.codegen().magic_tuple()[0].split("-")[0]
-    return "x86" if architecture.startswith(("x86", "i386", "i686", "amd64")) else architecture
+    families = {"x86": ("x86", "i386", "i686", "amd64"), "aarch64": ("aarch64", "arm64")}
+    return next((family for family, names in families.items() if architecture.startswith(names)), architecture)
 
 
 def target_has(context, feature):
