@@ -2638,6 +2638,20 @@ GUESSED_ROWS = [
         "test_exactness.py::TestBounds::test_softmax_family",
     ),
     mutant(
+        "a lane looks up its own entry: 256 bits",
+        "simd/lookup.py",
+        "range(first, first + width)",
+        "range(width)",
+        "test_same_bits.py::test_every_setting_gives_the_pinned_bits[haswell_avx2_only]",
+    ),
+    mutant(
+        "a lane looks up its own entry: lane by lane",
+        "simd/lookup.py",
+        "ir.Constant(I32, ENTRIES - 1))\n        result",
+        "ir.Constant(I32, ENTRIES - 2))\n        result",
+        "test_same_bits.py::test_every_setting_gives_the_pinned_bits[fma_without_avx2]",
+    ),
+    mutant(
         "calls that are kept keep to the number of threads they are given",
         "lazy.py",
         "functools.partial(call, n_threads=n_threads)",
