@@ -194,7 +194,7 @@ def reference_by_polynomial(storage, power):
 @formula
 def exp_unit(storage):
     """What 1 is in units of `exp_above`, as a float64."""
-    return 2.0**BIAS_32 * (_OF_ALL if has_fma() else 1.0) if by_type(storage, True, False) else 2.0**BIAS_64
+    return 2.0 ** by_type(storage, BIAS_32, BIAS_64) * (_OF_ALL if by_table(storage) else 1.0)
 
 
 @formula

@@ -2565,9 +2565,9 @@ GUESSED_ROWS = [
     ),
     mutant(
         "what fills up a guessed part has no exponential",
-        PART,
-        "put_edge(storage, logits, exponentials, n, -np.inf)",
-        "put_edge(storage, logits, exponentials, n, 0.0)",
+        "kernels/lines.py",
+        "        filler = splat_like(tail, -np.inf)",
+        "        filler = splat_like(tail, 0.0)",
         "test_guessed_rows.py::test_losses_and_gradients",
         "test_guessed_rows.py::test_softmax",
     ),

@@ -89,7 +89,9 @@ def test_softmax(n_classes, dtype):
         same(swl.softmax(logits[row], n_threads=1), together[row])
 
 
-@pytest.mark.parametrize(("others", "highest"), [(-60.0, 1e-20), (-80.0, 1e-28)], ids=["guessed", "too wide for a guess"])
+@pytest.mark.parametrize(
+    ("others", "highest"), [(-60.0, 1e-20), (-80.0, 1e-28)], ids=["guessed", "too wide for a guess"]
+)
 @pytest.mark.parametrize("n_classes", [1000, 9001])
 def test_a_gradient_that_cancels(n_classes, others, highest):
     """z-loss takes away what the target gets: what is left is small in units of a guess."""

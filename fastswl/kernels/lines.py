@@ -94,13 +94,13 @@ def part_maximum(storage, source, edge, n):
     """`load_part` of neighbouring numbers of the arithmetic type that stay where they are: only what is past the last whole pair of
     vectors is put, filled up with -inf, at its place in the block `edge`. At least one vector."""
     top = block_maximum(storage, source, vectors_in(storage, n))
-    past, tail = put_edge(storage, source, edge, n, -np.inf)
+    past, tail = put_edge(storage, source, edge, n)
     return select(past != 0, larger(tail, top), top)
 
 
 @formula
-def put_edge(storage, source, edge, n, nothing):
-    """Put what is past the last whole pair of vectors of `n` numbers, filled up with `nothing`, at its place in the block `edge`: how
+def put_edge(storage, source, edge, n):
+    """Put what is past the last whole pair of vectors of `n` numbers, filled up with -inf, at its place in the block `edge`: how
     many numbers that is, and the last vector of all (which overlaps the one before). At least one vector."""
     size, width = itemsize(storage), lanes(storage)
     whole = vectors_in(storage, n)
@@ -108,7 +108,7 @@ def put_edge(storage, source, edge, n, nothing):
     tail = load(storage, source + size * (n - width))
 
     def fill_up():
-        filler = splat_like(tail, nothing)
+        filler = splat_like(tail, -np.inf)
 
         def first_of_pair():
             place = VECTOR_BYTES * (whole - 1)

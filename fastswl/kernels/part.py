@@ -262,7 +262,7 @@ def guess_part(
     whole, n_filled = n // (2 * lanes(storage)), 2 * pairs_of(storage, n)
     units = load_double(table + GUESS)
     magic, lowest = exp_reference(storage, narrow_splat(storage, logits, units))
-    past, tail = put_edge(storage, logits, exponentials, n, -np.inf)
+    past, tail = put_edge(storage, logits, exponentials, n)
     chosen = target_in_part(plan, table, row, first_class, n)
     patched, _, apart_exp = leave_out_of_part(
         storage, plan, table, row, part, step, logits, whole, exponentials, None, 0, chosen, lane(lowest, 0), tail, magic, lowest,

@@ -111,13 +111,13 @@ def start_block(storage, table):
         store_wide(storage, table + offset, zero)
     store_wide(storage, table + CLASS, splat_like(zero, -1.0))
     store_wide(storage, table + APART, splat_like(zero, -np.inf))
-    store(storage, table + ONES, narrow(storage, splat_like(zero, 1.0)))
+    start_losses(storage, table)
     store_double(table + GUESS, FIRST_GUESS)
 
 
 @formula
 def start_losses(storage, table):
-    """The same where nothing else has to be known before the first tile."""
+    """What has to be known of losses alone."""
     zero = wide_zero(storage)
     store_wide(storage, table + SUM, zero)
     store_wide(storage, table + SUM_LOW, zero)
@@ -319,10 +319,16 @@ def rest_of_largest(storage, table):
     """What the exponential of the largest logit has lost in float32, where it is in the sum: of that it may be most. (Softmax of 5 to
     100 classes, millions of rows: 3.3 to 2.7 ulp.)"""
     m, power = load_wide(storage, table + REFERENCE), load_wide(storage, table + POWER)
-    exact = exp_above_for_float32(m, *exp_reference(FLOAT64, power)) * (exp_unit(storage) / exp_unit(FLOAT64))
+    exact = exact_exponential(storage, m, power)
     rounded = exp_above(storage, narrow(storage, m), *exp_reference(storage, narrow(storage, power)))
     is_summed = (load_wide(storage, table + APART) != m) & (load_wide(storage, table + TOP) != -np.inf)
     return select(is_summed, exact - widen(rounded), wide_zero(storage))
+
+
+@formula
+def exact_exponential(storage, x, power):
+    """exp(x) 2**-N to the digits of float64 that a float32 result can show, in units of float32's exponentials."""
+    return exp_above_for_float32(x, *exp_reference(FLOAT64, power)) * (exp_unit(storage) / exp_unit(FLOAT64))
 
 
 @routine
@@ -338,13 +344,13 @@ def raise_left_out(storage, plan, table):
 
 @formula
 def exponentials_left_out(storage, table):
-    apart = load_wide(storage, table + APART)
-    magic, lowest = exp_reference(FLOAT64, load_wide(storage, table + POWER))
+    apart, power = load_wide(storage, table + APART), load_wide(storage, table + POWER)
     if in_float64(storage):
-        e, e_low = exp_in_two(apart, load_wide(storage, table + APART_LOW), magic, lowest)
+        apart_low = load_wide(storage, table + APART_LOW)
+        e, e_low = exp_in_two(apart, apart_low, *exp_reference(FLOAT64, power))
         store_wide(storage, table + APART_EXP_LOW, e_low)
     else:
-        e = exp_above_for_float32(apart, magic, lowest) * (exp_unit(storage) / exp_unit(FLOAT64))
+        e = exact_exponential(storage, apart, power)
     store_wide(storage, table + APART_EXP, e)
 
 

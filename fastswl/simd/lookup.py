@@ -4,6 +4,7 @@ import llvmlite.ir as ir
 from numba.core import cgutils
 
 from fastswl.simd.symbols import intrinsic
+from fastswl.simd.tiles import concatenate, shuffle
 from fastswl.simd.types import I32, target_family, target_has
 
 ENTRIES = 8
@@ -43,19 +44,11 @@ def _call(builder, name, *args):
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
 
 
-def _shuffle(builder, a, b, order):
-    return builder.shuffle_vector(a, b, _constant(order))
-
-
 def _in_parts(builder, width, numbers, look_up):
     """Register by register."""
-    count = numbers.type.count
-    firsts = range(0, count, width)
-    parts = [look_up(_shuffle(builder, numbers, numbers, range(first, first + width))) for first in firsts]
-    while len(parts) > 1:
-        size = parts[0].type.count
-        parts = [_shuffle(builder, *two, range(2 * size)) for two in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
+    firsts = range(0, numbers.type.count, width)
+    parts = (shuffle(builder, numbers, numbers, range(first, first + width)) for first in firsts)
+    return concatenate(builder, list(map(look_up, parts)))
 
 
 def _permuted(builder, entries, numbers):

@@ -20,15 +20,15 @@ def columns_in_group(typingctx, storage):
     return types.int64(storage), lambda context, builder, sig, args: ir.Constant(I64, group)
 
 
-def _shuffle(builder, a, b, order):
+def shuffle(builder, a, b, order):
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
 
 
-def _concatenate(builder, parts):
+def concatenate(builder, parts):
     """The vectors end to end, by halves."""
     while len(parts) > 1:
         count = 2 * parts[0].type.count
-        parts = [_shuffle(builder, a, b, range(count)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        parts = [shuffle(builder, a, b, range(count)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
@@ -43,8 +43,8 @@ def _transpose_groups(builder, vectors):
         for i in range(group):
             if not i & step:
                 a, b = vectors[i], vectors[i + step]
-                result[i] = _shuffle(builder, a, b, order_low)
-                result[i + step] = _shuffle(builder, a, b, order_high)
+                result[i] = shuffle(builder, a, b, order_low)
+                result[i + step] = shuffle(builder, a, b, order_high)
         vectors, step = result, 2 * step
     return vectors
 
@@ -57,10 +57,10 @@ def _pick(builder, vectors, order):
         here = [i - number * count if number * count <= i < (number + 1) * count else None for i in order]
         if result is None:
             picks = [i if i is not None else 0 for i in here]
-            result = _shuffle(builder, vector, vector, picks)
+            result = shuffle(builder, vector, vector, picks)
         else:
             picks = [count + i if i is not None else lane for lane, i in enumerate(here)]
-            result = _shuffle(builder, result, vector, picks)
+            result = shuffle(builder, result, vector, picks)
     return result
 
 
@@ -133,7 +133,7 @@ def transpose_in(typingctx, storage, group, source, row_stride, count, tile):
             for address in _rows_of_tile(builder, source, row_stride, n_rows, vector.lanes, source)
         ]
         vectors = [
-            from_storage(context, builder, stored, _concatenate(builder, rows[first::columns]))
+            from_storage(context, builder, stored, concatenate(builder, rows[first::columns]))
             for first in range(columns)
         ]
         for i, column in enumerate(_transpose_groups(builder, vectors)):
@@ -160,7 +160,7 @@ def transpose_out(typingctx, storage, group, tile, target, row_stride, count, ro
         for first, value in enumerate(_transpose_groups(builder, columns)):
             whole = to_storage(context, builder, stored, value)
             for k in range(vector.lanes // n_columns):
-                part = _shuffle(builder, whole, whole, range(n_columns * k, n_columns * k + n_columns))
+                part = shuffle(builder, whole, whole, range(n_columns * k, n_columns * k + n_columns))
                 row = pointer_to(builder, rows[n_columns * k + first], part.type)
                 builder.store(part, row, align=stored.itemsize)
 
