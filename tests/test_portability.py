@@ -30,6 +30,7 @@ def check(done, bounds):
     [
         ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, (4.0, 4.0)),  # no fused multiply-add
         (HASWELL, BOUNDS),
+        ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+avx,+fma,+f16c"}, BOUNDS),  # no permutation of AVX2
         ({"NUMBA_DISABLE_INTEL_SVML": "1"}, BOUNDS),
         ({"NUMBA_OPT": "0"}, BOUNDS),
         ({"NUMBA_OPT": "1"}, BOUNDS),
