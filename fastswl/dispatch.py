@@ -128,7 +128,7 @@ def _walk_split(route: Route, storages: Storages, words: list[Any], n_threads: i
             step(MERGE, count)
             again = aligned[: count * TABLE_BYTES].reshape(count, TABLE_BYTES)[:, AGAIN : AGAIN + 8]
             if again.any():
-                # rows far from 0: once more, their maximum subtracted first
+                # once more: rows far from 0, their maximum subtracted first, or where the largest is most of a log_softmax's sum
                 step(SUM_UP, count * n_parts)
                 step(MERGE, count)
             if own[_PLACE["out"]]:

@@ -1701,8 +1701,8 @@ SPECIAL_VALUES = [
     mutant(
         "an ignored row has a gradient of 0: long rows",
         RESULTS,
-        "fill_block(arithmetic, logits, n_vectors, splat_like(like, 0.0))",
-        "fill_block(arithmetic, logits, n_vectors, splat_like(like, 1.0))",
+        "fill_block(arithmetic, logits, n_vectors, zero)",
+        "fill_block(arithmetic, logits, n_vectors, zero + 1.0)",
         "test_special_values.py::test_ignored_rows_are_never_read",
     ),
     mutant(
@@ -1729,8 +1729,8 @@ SPECIAL_VALUES = [
     mutant(
         "the gradient of a masked class is 0, whatever its logit: long rows",
         RESULTS,
-        "                when(plan.mask != 0, zero)",
-        "                zero.args",
+        "                when(plan.mask != 0, strike)",
+        "                strike.args",
         "test_special_values.py::test_class_mask_hides_logits_that_are_changed",
     ),
     mutant(
@@ -2588,15 +2588,50 @@ GUESSED_ROWS = [
     mutant(
         "the bounds of a row are those of all its vectors: a pair that fills no group",
         BLOCK,
-        "when(grouped < inside, lambda: note(grouped, 1))",
+        "when(grouped < inside, note_odd)",
         "when(grouped < inside, lambda: None)",
         "test_guessed_rows.py::test_losses_and_gradients",
         "test_guessed_rows.py::test_softmax",
     ),
     mutant(
+        "the class left out has no exponential where logits are not of the arithmetic type",
+        BLOCK,
+        "lambda: loaded(put_at(pair, target)))",
+        "lambda: loaded(given_at(pair)))",
+        "test_guessed_rows.py::test_losses_and_gradients",
+    ),
+    mutant(
+        "of a log_softmax the logits are kept",
+        BLOCK,
+        "both[0 if keeps is None else 1]",
+        "both[0]",
+        "test_guessed_rows.py::test_softmax",
+    ),
+    mutant(
+        "what is most of a log_softmax's sum is left out: rows of one part, and of several",
+        MERGE,
+        "total <= 2.0 * exact_exponential(",
+        "total <= 0.0 * exact_exponential(",
+        "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum",
+    ),
+    mutant(
+        "what is most of a log_softmax's sum is left out: rows of several parts",
+        MERGE,
+        "choose(asked, lambda: False, is_most)",
+        "choose(asked, lambda: False, lambda: False)",
+        "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum",
+    ),
+    mutant(
+        "what is most of a log_softmax's sum is left out the second time",
+        PART,
+        "(load_double(table + REPEATED + 8 * row) != 0.0)",
+        "(load_double(table + REPEATED + 8 * row) > 1.0)",
+        "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum",
+    ),
+    mutant(
         "the last pair of a row is filled up: where logits stay in place",
         "kernels/lines.py",
-        "        store(storage, edge + VECTOR_BYTES * (pairs_of(storage, n) * 2 - 1), filler)\n",
+        "        store(arithmetic, edge + VECTOR_BYTES * (pairs_of(storage, n) * 2 - 1), filler)\n",
         "",
         "test_guessed_rows.py::test_losses_and_gradients",
         "test_guessed_rows.py::test_softmax",
@@ -2689,8 +2724,8 @@ GUESSED_ROWS = [
     mutant(
         "the bounds of a row are those of all its vectors: side by side",
         BLOCK,
-        "            for i in range(2 * count):",
-        "            for i in range(2 * count - 1):",
+        "for one in given_at(pair + i)]:",
+        "for one in given_at(pair + i)][1:]:",
         "test_guessed_rows.py::test_losses_and_gradients",
     ),
     mutant(

@@ -117,6 +117,27 @@ def test_logsumexp_of_many_classes_that_is_small(classes, dtype):
     assert_ulp(swl.logsumexp(x), reference_logsumexp(x), bound, np.abs(goal) / 4, "logsumexp")
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [700, 9000])
+def test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum(classes, dtype, monkeypatch):
+    """Around where the largest is left out of it: log(S / e_m) is small, and S - e_m must not be a difference."""
+    rng = np.random.default_rng(classes)
+    others = np.concatenate([np.linspace(0.4, 2.5, 40), np.geomspace(1e-12, 0.4, 40)])
+    x = rng.normal(0, 2, (len(others), classes))
+    x[:, 7] = -np.inf
+    x[:, 7] = scipy.special.logsumexp(x, axis=1) - np.log(others)
+    x[::2] += rng.uniform(-60, 20, (len(others) // 2, 1))
+    x = x.astype(dtype)
+    exact = reference_log_softmax(x)
+    bound = BOUNDS[np.dtype(dtype).name]
+    assert_ulp(swl.log_softmax(x), exact, bound, what="whole rows")
+    assert_ulp(swl.log_softmax(np.repeat(x, 2, axis=1)[:, ::2]), exact, bound, what="steps")
+    monkeypatch.setattr(walks, "SPLIT_CLASSES", 100)
+    walks.find_route.cache_clear()
+    assert_ulp(swl.log_softmax(x), exact, bound, what="rows in parts")
+    walks.find_route.cache_clear()
+
+
 @pytest.mark.parametrize(("spread", "seed"), [(10, 5), (20, 1), (20, 18)])
 def test_softmax_where_errors_of_two_exponentials_meet(spread, seed):
     """Of 20 seeds those that had more than 3 ulp while the largest exponential was summed up as float32 rounds it."""

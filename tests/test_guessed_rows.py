@@ -7,6 +7,7 @@ import fastswl as swl
 
 #: of one part; of three, the last of which is short and has an odd number of vectors
 CLASSES = (1000, 681, 9001)
+DTYPES = ["float32", "float64", "float16", "bfloat16"]
 
 
 def rows_of_all_kinds(n_classes, dtype, seed):
@@ -43,16 +44,28 @@ def rows_of_all_kinds(n_classes, dtype, seed):
     add(np.full(n_classes, -np.inf))
     steps = normal() + 60.0 * (np.arange(n_classes) // 4096)
     add(steps), add(-steps), add(2 * steps), add(-2 * steps)
+    for confidence in (0.4, 0.49, 0.51, 0.6, 0.9, 1 - 1e-6, 1 - 1e-9):
+        # of the sum of exponentials the largest has this share
+        row = normal(1.0)
+        row[11] = np.log(np.exp(np.delete(row, 11)).sum() * confidence / (1 - confidence))
+        add(row), add(row - 20.0)
     order = rng.permutation(len(rows))
-    return np.array(rows)[order].astype(dtype), np.array(targets)[order]
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    with np.errstate(over="ignore"):
+        return np.array(rows)[order].astype(dtype), np.array(targets)[order]
 
 
 def same(a, b):
+    assert a.dtype == b.dtype
+    if a.dtype.itemsize == 2:
+        # (a NaN of ml_dtypes is no NaN for NumPy)
+        a, b = a.astype(np.float32), b.astype(np.float32)
     np.testing.assert_array_equal(a, b, strict=True)
     np.testing.assert_array_equal(np.signbit(a[a == 0]), np.signbit(b[b == 0]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_classes", CLASSES)
 @pytest.mark.parametrize(
     "options", [{}, {"z_loss": 1e-3}, {"upstream": 1e-20}, {"upstream": 1e20}, {"weight": True}], ids=str
@@ -76,17 +89,18 @@ def test_losses_and_gradients(n_classes, dtype, options):
     same(swl.cross_entropy(logits, targets, **given), expected.loss)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_classes", CLASSES)
-def test_softmax(n_classes, dtype):
+@pytest.mark.parametrize("function", [swl.softmax, swl.log_softmax, swl.logsumexp], ids=lambda f: f.__name__)
+def test_softmax(n_classes, dtype, function):
     logits, _ = rows_of_all_kinds(n_classes, dtype, 2)
-    together = swl.softmax(logits, n_threads=1)
+    together = function(logits, n_threads=1)
     # a row of two that are spoiled, and a row, in turn: after two wrong guesses there is no other
-    spoiled = np.full((3 * len(logits), n_classes), -np.inf, dtype)
+    spoiled = np.full((3 * len(logits), n_classes), -np.inf, logits.dtype)
     spoiled[2::3] = logits
-    same(swl.softmax(spoiled, n_threads=1)[2::3], together)
+    same(function(spoiled, n_threads=1)[2::3], together)
     for row in range(len(logits)):
-        same(swl.softmax(logits[row], n_threads=1), together[row])
+        same(function(logits[row : row + 1], n_threads=1), together[row : row + 1])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from fastswl.simd import (
     choose,
     fma,
     formula,
+    itemsize,
     lane_numbers,
     lanes,
     least,
@@ -29,6 +30,7 @@ from fastswl.simd import (
     prefetch,
     prefetch_second_level,
     quotient,
+    same_storage,
     select,
     splat_like,
     steps,
@@ -125,14 +127,23 @@ def by_groups(begin, end, size):
         yield first, size
 
 
+def loaded(vectors):
+    """For formulas: vectors of which some are functions that load them, called as late as this: in a loop whose registers are all in
+    use another order of its instructions can be 5 % slower."""
+    return tuple(vector() if callable(vector) else vector for vector in vectors)
+
+
 @formula
-def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds):
+def exp_and_sum(
+    storage, given, source, low_parts, target, keeps, first, n, whole, patched, magic, lowest, ahead, high, low, bounds
+):
     """e = exp(x) in units of the reference into `target` (may be `source`), of the vectors from `first` (an even number) to `n`;
-    the sum of each lane added to (high, low), float64.
+    the sum of each lane added to (high, low), float64. x instead, if `keeps` is not None.
 
     Vectors go in pairs, whose sum goes to the float64 one, and several pairs side by side. The pairs from `whole` on and the
     pair `patched` are read from `target`, where they have been put with numbers of their own (-inf past a row's end and at the
-    class that is left out): the others need not be copied first. `n` is even then. (None for both: all are at `source`.)
+    class that is left out): the others need not be copied first, and lie at `source` as they were `given`. `n` is even then. (None
+    for both: all are at `source`.)
     Meanwhile the lines that are read next are asked for, one a vector: what follows a row in memory comes while this one is
     computed.
 
@@ -143,24 +154,39 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
 
     line = Running(ahead.place + ahead.step * first)
 
-    def place_of(pair):
-        place = source if patched is None else select((pair == patched) | (pair >= whole), target, source)
-        return place + 2 * VECTOR_BYTES * pair
+    given_bytes = lanes(given) * itemsize(given)
 
-    def exponentials(places, i, lowest):
-        for _ in places:
+    def given_at(pair):
+        place = source + 2 * given_bytes * pair
+        return [functools.partial(load, given, place + behind) for behind in (0, given_bytes)]
+
+    def put_at(pair, place):
+        place = place + 2 * VECTOR_BYTES * pair
+        return [functools.partial(load, storage, place + behind) for behind in (0, VECTOR_BYTES)]
+
+    def pair_at(pair, own):
+        """What loads the two vectors of a pair; they are `own` if they lie where they were given, if these are loaded already."""
+        if patched is None:
+            return given_at(pair)
+        elsewhere = (pair == patched) | (pair >= whole)
+        if same_storage(given, storage):
+            return put_at(pair, select(elsewhere, target, source))
+        return choose(elsewhere, lambda: own or loaded(given_at(pair)), lambda: loaded(put_at(pair, target)))
+
+    def ask_for_lines(count):
+        for _ in range(count):
             prefetch(line.value)
             prefetch_second_level(line.value + ahead.far)
             # an address of its own for each line would take a register each, where several go side by side
             line.value = as_it_is(line.value + ahead.step)
-        return exp_of_several(storage, places, low_parts, target, i, magic, lowest)
 
     def add(e):
         total.value, rest.value = accumulate(storage, total.value, rest.value, e)
 
-    def add_pairs(pair, count, lowest=lowest):
-        places = [place_of(pair + i) + behind for i in range(count) for behind in (0, VECTOR_BYTES)]
-        e = exponentials(places, 2 * pair, lowest)
+    def add_pairs(pair, count, lowest=lowest, own=()):
+        loads = [one for i in range(count) for one in pair_at(pair + i, own[2 * i : 2 * i + 2])]
+        ask_for_lines(2 * count)
+        e = exp_of_several(storage, loaded(loads), low_parts, target, keeps, 2 * pair, magic, lowest)
         for i in range(count):
             add(e[2 * i] + e[2 * i + 1])
 
@@ -169,7 +195,13 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
     if patched is None:
         for pair, count in by_groups(first, n_pairs, side_by_side):
             add_pairs(pair, count)
-        when((n & 1) != 0, lambda: add(exponentials([place_of(n_pairs)], n - 1, lowest)[0]))
+
+        def last():
+            ask_for_lines(1)
+            x = (load(given, source + given_bytes * (n - 1)),)
+            add(exp_of_several(storage, x, low_parts, target, keeps, n - 1, magic, lowest)[0])
+
+        when((n & 1) != 0, last)
         return total.value, rest.value, bounds
 
     inside, lowest_inside = n_pairs, lowest
@@ -178,19 +210,26 @@ def exp_and_sum(storage, source, low_parts, target, first, n, whole, patched, ma
         top, bottom = Running(bounds.top), Running(bounds.bottom)
 
     def note(pair, count):
+        noted = []
         if bounds is not None:
-            for i in range(2 * count):
-                x = load(storage, source + VECTOR_BYTES * (2 * pair + i))
+            for load_vector in [one for i in range(count) for one in given_at(pair + i)]:
+                x = load_vector()
                 top.value, bottom.value = larger(x, top.value), smaller(x, bottom.value)
+                noted.append(x)
+        return tuple(noted)
 
     grouped = first + quotient(inside - first, side_by_side) * side_by_side
     for pair in steps(first, grouped, side_by_side):
-        note(pair, side_by_side)
-        add_pairs(pair, side_by_side, lowest_inside)
+        own = note(pair, side_by_side)
+        add_pairs(pair, side_by_side, lowest_inside, own)
+
     # what fills no group, and a pair that is not all inside, are one: neither waits for the other's sum (softmax of 1,000 classes:
     # 4 % off)
+    def note_odd():
+        note(grouped, 1)
+
     if side_by_side > 1:
-        when(grouped < inside, lambda: note(grouped, 1))
+        when(grouped < inside, note_odd)
     rests = [functools.partial(add_pairs, grouped, count) for count in range(1, side_by_side + 1)]
     choose(n_pairs - grouped, lambda: None, *rests)
     return total.value, rest.value, None if bounds is None else Bounds(top.value, bottom.value)
@@ -207,11 +246,11 @@ def by_low_parts(low_parts, without, with_them):
     return without() if low_parts is None else choose(low_parts != 0, without, with_them)
 
 
-def exp_of_several(storage, places, low_parts, target, first, magic, lowest):
-    """For formulas: the exponentials of the vectors at `places`, of the target and of the low parts those from the `first` on.
-    Without `lowest` of logits that are not below."""
-    numbers = [first + i for i in range(len(places))]
-    x = SideBySide(*(load(storage, place) for place in places))
+def exp_of_several(storage, logits, low_parts, target, keeps, first, magic, lowest):
+    """For formulas: the exponentials of some vectors, of the target and of the low parts those from the `first` on. Without `lowest`
+    of logits that are not below. What is put at the target are the logits, if `keeps` is not None."""
+    numbers = [first + i for i in range(len(logits))]
+    x = SideBySide(*logits)
 
     def of_sum():
         low = SideBySide(*(load(storage, low_parts + VECTOR_BYTES * i) for i in numbers))
@@ -221,8 +260,8 @@ def exp_of_several(storage, places, low_parts, target, first, magic, lowest):
         e = exp_within(storage, x, magic)
     else:
         e = by_low_parts(low_parts, lambda: exp_above(storage, x, magic, lowest), of_sum)
-    for i, one in zip(numbers, e, strict=True):
-        store(storage, target + VECTOR_BYTES * i, one)
+    for i, *both in zip(numbers, e, x, strict=True):
+        store(storage, target + VECTOR_BYTES * i, both[0 if keeps is None else 1])
     return list(e)
 
 

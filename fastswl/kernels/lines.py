@@ -92,7 +92,7 @@ def load_part(storage, target, source, class_stride, n):
 @formula
 def part_maximum(storage, source, edge, n):
     """`load_part` of neighbouring numbers of the arithmetic type that stay where they are: only what is past the last whole pair of
-    vectors is put, filled up with -inf, at its place in the block `edge`. At least one vector."""
+    vectors is put at its place in the block `edge`, see `put_edge`."""
     top = block_maximum(storage, source, vectors_in(storage, n))
     past, tail = put_edge(storage, source, edge, n)
     return select(past != 0, larger(tail, top), top)
@@ -100,25 +100,27 @@ def part_maximum(storage, source, edge, n):
 
 @formula
 def put_edge(storage, source, edge, n):
-    """Put what is past the last whole pair of vectors of `n` numbers, filled up with -inf, at its place in the block `edge`: how
-    many numbers that is, and the last vector of all (which overlaps the one before). At least one vector."""
-    size, width = itemsize(storage), lanes(storage)
+    """Put what is past the last whole pair of vectors of `n` neighbouring numbers, filled up with -inf, at its place in the block
+    `edge`, in the arithmetic type: how many numbers that is, and the last vector of all (which overlaps the one before). At least
+    one vector."""
+    arithmetic = arithmetic_of(storage)
+    size, width = itemsize(arithmetic), lanes(storage)
     whole = vectors_in(storage, n)
     past = n & (2 * width - 1)
-    tail = load(storage, source + size * (n - width))
+    tail = load(storage, source + itemsize(storage) * (n - width))
 
     def fill_up():
         filler = splat_like(tail, -np.inf)
 
         def first_of_pair():
-            place = VECTOR_BYTES * (whole - 1)
-            store(storage, edge + place, load(storage, source + place))
+            first = load(storage, source + itemsize(storage) * width * (whole - 1))
+            store(arithmetic, edge + VECTOR_BYTES * (whole - 1), first)
 
         when(past > width, first_of_pair)
-        store(storage, edge + VECTOR_BYTES * whole, filler)
-        store(storage, edge + VECTOR_BYTES * (pairs_of(storage, n) * 2 - 1), filler)
-        store(storage, edge + size * (n - width), tail)
-        store(storage, edge + size * n, filler)
+        store(arithmetic, edge + VECTOR_BYTES * whole, filler)
+        store(arithmetic, edge + VECTOR_BYTES * (pairs_of(storage, n) * 2 - 1), filler)
+        store(arithmetic, edge + size * (n - width), tail)
+        store(arithmetic, edge + size * n, filler)
 
     when(past != 0, fill_up)
     return past, tail
@@ -143,9 +145,9 @@ def store_part(storage, source, target, class_stride, n):
 
 
 class Results(NamedTuple):
-    """Results of a part of a row on their way out: what lies in scratch memory, or, if `scaled`, e * (factor + factor_low) of it; if
-    `general`, (e * (factor + factor_low) - taken * q) * slope. q and the slope lie at `mass` and `slopes`, one for each class,
-    or a vector for all where `mass_moves` or `slopes_move` is 0.
+    """Results of a part of a row on their way out, made of what lies in scratch memory: (x - factor) - factor_low, or, if `scaled`,
+    e * (factor + factor_low); if `general`, (e * (factor + factor_low) - taken * q) * slope. q and the slope lie at `mass` and
+    `slopes`, one for each class, or a vector for all where `mass_moves` or `slopes_move` is 0.
 
     Where `line` is not 0 they go past the caches, in whole vectors at multiples of their size: a line written in pieces costs
     several whole ones. A vector that begins in one part and ends in the next is put together at `line`, in scratch memory with a
@@ -292,7 +294,8 @@ def finished(results, e, q, slope):
             return alpha_e
         return choose(results.general, lambda: alpha_e, lambda: fma(-results.taken, q(), alpha_e) * slope())
 
-    return choose(results.scaled, lambda: e, scaled)
+    # of log_softmax (x - m) - log(S / e_m): neither difference cancels, but at the maximum, where the first is 0
+    return choose(results.scaled, lambda: (e - results.factor) - results.factor_low, scaled)
 
 
 @formula

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from fastswl.kernels.block import FAR_32, FAR_64, settled
-from fastswl.kernels.plan import INDEX_TARGETS, LOSS, spread_evenly, spread_wanted
+from fastswl.kernels.plan import INDEX_TARGETS, LOG_SOFTMAX, LOSS, spread_evenly, spread_wanted
 from fastswl.kernels.record import (
     PART_APART,
     PART_APART_EXP,
@@ -30,6 +30,7 @@ from fastswl.kernels.rows import (
     POWER,
     REFERENCE,
     REFERENCE_LOW,
+    REPEATED,
     REST,
     REST_LOW,
     ROW_WEIGHT,
@@ -37,6 +38,7 @@ from fastswl.kernels.rows import (
     SPREAD_DISTANCE,
     SPREAD_MASS,
     TOP,
+    exact_exponential,
     smoothing_unit,
 )
 from fastswl.simd import (
@@ -47,6 +49,7 @@ from fastswl.simd import (
     choose,
     formula,
     greatest,
+    lane,
     lanes,
     least,
     load_double,
@@ -60,6 +63,7 @@ from fastswl.simd import (
     to_float64,
     to_int64,
     when,
+    wide_zero,
 )
 from fastswl.vectormath import two_sum
 
@@ -83,7 +87,8 @@ class Total:
 
 @formula
 def merge_parts(storage, plan, table, row, parts, n_parts):
-    """Sum up the parts of a row; whether it has to be done again with its maximum subtracted first (SHIFT says by what)."""
+    """Sum up the parts of a row; whether it has to be done again: with its maximum subtracted first (SHIFT says by what), or with
+    the largest left out of the sum."""
 
     def known(i, what):
         return load_double(parts + PART_BYTES * i + RECORD_STEP * what)
@@ -96,11 +101,13 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
         top.value, leader.value = select(larger, part_top, top.value), select(larger, i, leader.value)
     top, leader, poisoned = top.value, leader.value, poisoned.value
     shift = load_double(table + SHIFT + 8 * row)
+    first_time = load_double(table + REPEATED + 8 * row) == 0.0
     limit = by_type(storage, FAR_32, FAR_64)
     finite = (top < np.inf) & (top > -np.inf)
 
-    def again():
-        store_double(table + SHIFT + 8 * row, top)
+    def again(shift):
+        store_double(table + SHIFT + 8 * row, shift)
+        store_double(table + REPEATED + 8 * row, 1.0)
         return True
 
     def merge():
@@ -156,18 +163,33 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
             store_double(table + line + 8 * row, value)
         put = functools.partial(store_double, table + CLASS + 8 * row, chosen.value)
         when(plan.kind != INDEX_TARGETS, put)
-        return False
 
-    far = (shift == 0.0) & finite & ((top >= limit) | (top <= -limit))
-    return choose(far, merge, again)
+        def is_most():
+            most = largest_is_most(storage, *(splat_like(wide_zero(storage), x) for x in (m, power, total.high.value)))
+            return lane(select(most, wide_zero(storage) + 1.0, wide_zero(storage)), 0) != 0.0
+
+        asked = (plan.operation == LOG_SOFTMAX) & first_time & finite
+        return choose(choose(asked, lambda: False, is_most), lambda: False, lambda: again(0.0))
+
+    far = first_time & finite & ((top >= limit) | (top <= -limit))
+    return choose(far, merge, lambda: again(top))
+
+
+@formula
+def largest_is_most(storage, m, power, total):
+    """Whether half of a sum or more is the largest logit's exponential: log(S / e_m) = log1p(d / e_m) of log_softmax is small then,
+    and d, the sum of the others, has to be known to as many digits. The sums are done again, without the largest."""
+    return total <= 2.0 * exact_exponential(storage, m, power)
 
 
 @formula
 def settle_rows(storage, plan, table):
-    """`merge_parts` of rows of one part, all rows of a tile at once; whether any may have to be done again."""
+    """`merge_parts` of rows of one part, all rows of a tile at once; whether any may have to be done again, which AGAIN says."""
     top, rest = load_wide(storage, table + TOP), load_wide(storage, table + REST)
     finite = absolute(top) < np.inf
-    store_wide(storage, table + REFERENCE, select(finite, top, splat_like(top, 0.0)))
+    zero = splat_like(top, 0.0)
+    m = select(finite, top, zero)
+    store_wide(storage, table + REFERENCE, m)
 
     def even_mass():
         store_wide(storage, table + SPREAD_MASS, splat_like(top, smoothing_unit(plan) * plan.weight_total))
@@ -176,24 +198,36 @@ def settle_rows(storage, plan, table):
     shift = load_wide(storage, table + SHIFT)
     poisoned = (rest != rest) & (top < np.inf)
     store_wide(storage, table + TOP, select(poisoned, splat_like(top, np.nan), top + shift))
-    far = (absolute(top) >= by_type(storage, FAR_32, FAR_64)) & finite & (shift == 0.0)
-    return any_lane(far)
+    again = absolute(m) >= by_type(storage, FAR_32, FAR_64)
+
+    def or_largest():
+        most = largest_is_most(storage, m, load_wide(storage, table + POWER), rest)
+        return again | (most & finite)
+
+    again = choose(plan.operation == LOG_SOFTMAX, lambda: again, or_largest)
+    again = again & (load_wide(storage, table + REPEATED) == 0.0)
+    store_wide(storage, table + AGAIN, select(again, zero + 1.0, zero))
+    return any_lane(again)
 
 
 @formula
-def mark_far_rows(storage, plan, table, count):
-    """Say in AGAIN which rows have to be done again with their maximum subtracted, in SHIFT by what; whether there is any."""
+def mark_rows(storage, plan, table, count):
+    """Of the rows that AGAIN says have to be done again, of those that are there: by what they are shifted; whether there is any."""
     found = Running(False)
     limit = by_type(storage, FAR_32, FAR_64)
     for row in steps(0, count):
         m = load_double(table + REFERENCE + 8 * row)
-        shift = load_double(table + SHIFT + 8 * row)
         # an ignored row is not read
         ignored = (plan.operation == LOSS) & (load_double(table + ROW_WEIGHT + 8 * row) == 0.0)
-        far = ((m >= limit) | (m <= -limit)) & (shift == 0.0) & ~ignored
-        store_double(table + SHIFT + 8 * row, select(far, m, shift))
-        store_double(table + AGAIN + 8 * row, select(far, 1.0, 0.0))
-        found.value = found.value | far
+        again = (load_double(table + AGAIN + 8 * row) != 0.0) & ~ignored
+        store_double(table + AGAIN + 8 * row, select(again, 1.0, 0.0))
+
+        def repeat(row=row, m=m):
+            store_double(table + REPEATED + 8 * row, 1.0)
+            store_double(table + SHIFT + 8 * row, select((m >= limit) | (m <= -limit), m, 0.0))
+
+        when(again, repeat)
+        found.value = found.value | again
     return found.value
 
 

@@ -37,9 +37,7 @@ from fastswl.kernels.lines import (
 from fastswl.kernels.plan import (
     INDEX_TARGETS,
     LOG_SOFTMAX,
-    LOGSUMEXP,
     LOSS,
-    SOFTMAX,
     changed,
     leaves_one_out,
     spread_evenly,
@@ -62,6 +60,7 @@ from fastswl.kernels.results import target_in_part
 from fastswl.kernels.rows import (
     GUESS,
     ONES,
+    REPEATED,
     SHIFT,
     SPREAD_AT_TARGET,
 )
@@ -129,7 +128,8 @@ def row_part(
     """One part of a row: exponentials into the first area, what is known of it into `part`. Meanwhile the results `done` of
     an earlier part, of which `written` numbers are written, go out.
 
-    Areas: logits then exponentials; mass (log_softmax: exponentials); low parts of changed logits; slopes of the change.
+    Areas: logits then exponentials (log_softmax: logits); mass (log_softmax: exponentials); low parts of changed logits; slopes of
+    the change.
     """
     # (a tenth off a first call, and as fast)
     stays_a_function()
@@ -141,16 +141,14 @@ def row_part(
     place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
     # what follows in memory: the next part, or the next row of a contiguous array
     ahead = place + plan.logits_class * n
-    in_place = stays_in_place(storage, plan, n) and load_double(table + SHIFT + 8 * row) == 0.0
-    if in_place and may_be_guessed(plan, table):
-        results = result_of(storage)
-        if guess_part(
-            arithmetic, results, plan, table, row, part, step, logits, place, first_class, n, ahead, done, written
-        ):
+    readable = vectors_can_be_read(storage, plan, n) and load_double(table + SHIFT + 8 * row) == 0.0
+    if readable and may_be_guessed(plan, table, row):
+        if guess_part(storage, plan, table, row, part, step, logits, place, first_class, n, ahead, done, written):
             return
         n_done = word(0)
     # where the logits are read, and from which pair of vectors on they are in scratch memory
     source, copied = logits, word(0)
+    in_place = readable and same_storage(storage, arithmetic) and plan.operation != LOG_SOFTMAX
     if in_place:
         source, copied = place, n // (2 * lanes(storage))
         tops = part_maximum(arithmetic, place, logits, n)
@@ -174,7 +172,7 @@ def row_part(
     m, magic, lowest = reference_of_part(arithmetic, part, step, top, logits)
 
     chosen = target_in_part(plan, table, row, first_class, n)
-    if plan.kind != INDEX_TARGETS and leaves_one_out(plan):
+    if plan.kind != INDEX_TARGETS and leaves_largest_out(plan, table, row):
         chosen = first_of_part(arithmetic, source, logits, copied, n, top)
     m_low = 0.0
     if target_storage is not None and low_parts != 0 and plan.kind != INDEX_TARGETS and chosen >= 0:
@@ -207,12 +205,12 @@ def row_part(
 
     if not in_place and n_filled > n_vectors:
         store(arithmetic, logits + VECTOR_BYTES * n_vectors, narrow_splat(arithmetic, logits, -np.inf))
+    high, low = wide_zero(arithmetic), wide_zero(arithmetic)
     exponentials = logits
     if plan.operation == LOG_SOFTMAX:
         exponentials = mass
         # all are in scratch memory, but not where the exponentials go
         source, copied, patched = logits, n_vectors, -1
-    high, low = wide_zero(arithmetic), wide_zero(arithmetic)
     # stores that wait for main memory and arithmetic take turns, in bites that the store queue holds: neither waits for the other
     bite = INTERLEAVED if n_done > 0 else n_filled
     for first in range(0, n_vectors, bite):
@@ -239,17 +237,22 @@ def row_part(
 
 
 @formula
-def may_be_guessed(plan, table):
+def leaves_largest_out(plan, table, row):
+    """Whether the largest logit of a part is left out of its sum. Of a log_softmax only when the sums are done again: see
+    `largest_is_most`."""
+    return leaves_one_out(plan) & ((plan.operation != LOG_SOFTMAX) | (load_double(table + REPEATED + 8 * row) != 0.0))
+
+
+@formula
+def may_be_guessed(plan, table, row):
     """Whether the power of two of a part may be guessed: only its exponentials hang on the largest logit, and guesses were right."""
     right = load_double(table + GUESS + 8) < WRONG_GUESSES
     loss = (plan.operation == LOSS) & (plan.kind == INDEX_TARGETS) & ~spread_wanted(plan)
-    return right & ((plan.operation == SOFTMAX) | (plan.operation == LOGSUMEXP) | loss)
+    return right & (loss | ((plan.operation != LOSS) & ~leaves_largest_out(plan, table, row)))
 
 
 @routine
-def guess_part(
-    storage, results, plan, table, row, part, step, exponentials, logits, first_class, n, ahead, done, written
-):
+def guess_part(given, plan, table, row, part, step, exponentials, logits, first_class, n, ahead, done, written):
     """`row_part` in one pass over the logits, in units of a power of two that is guessed; whether the guess was right. If not,
     all has to be done again, but for the results `done`.
 
@@ -258,36 +261,26 @@ def guess_part(
     (Beyond the caches, 32,768 classes: loss 0.094 to 0.083 ns, loss and gradient 0.169 to 0.162.)
     """
     put_in_place()
+    storage = arithmetic_of(given)
+    results = result_of(given)
     n_vectors = vectors_of(storage, n)
     whole, n_filled = n // (2 * lanes(storage)), 2 * pairs_of(storage, n)
     units = load_double(table + GUESS)
-    magic, lowest = exp_reference(storage, narrow_splat(storage, logits, units))
-    past, tail = put_edge(storage, logits, exponentials, n)
+    magic, lowest = exp_reference(storage, narrow_splat(storage, exponentials, units))
+    past, tail = put_edge(given, logits, exponentials, n)
     chosen = target_in_part(plan, table, row, first_class, n)
     patched, _, apart_exp = leave_out_of_part(
-        storage, plan, table, row, part, step, logits, whole, exponentials, None, 0, chosen, lane(lowest, 0), tail, magic, lowest,
+        given, plan, table, row, part, step, logits, whole, exponentials, None, 0, chosen, lane(lowest, 0), tail, magic, lowest,
     )  # fmt: skip
     high, low = wide_zero(storage), wide_zero(storage)
-    top, bottom = bounds_of_edge(storage, logits, n, past, tail)
+    top, bottom = bounds_of_edge(given, logits, n, past, tail)
     n_done = vectors_in(storage, done.n - written)
     bite = INTERLEAVED if n_done > 0 else n_filled
     for first in range(0, n_vectors, bite):
         write_bite(results, done, written, first, least(bite, n_done - first))
+        end = least(first + bite, n_filled)
         high, low, top, bottom = exp_of_guessed_bite(
-            storage,
-            logits,
-            exponentials,
-            first,
-            least(first + bite, n_filled),
-            whole,
-            patched,
-            magic,
-            lowest,
-            ahead,
-            high,
-            low,
-            top,
-            bottom,
+            given, plan, logits, exponentials, first, end, whole, patched, magic, lowest, ahead, high, low, top, bottom
         )
     write_bite(results, done, written, n_vectors, n_done - n_vectors)
     return settle_guess(
@@ -301,7 +294,7 @@ def bounds_of_edge(storage, source, n, past, tail):
     none = splat_like(tail, -np.inf)
 
     def both():
-        first = load(storage, source + VECTOR_BYTES * (vectors_in(storage, n) - 1))
+        first = load(storage, source + lanes(storage) * itemsize(storage) * (vectors_in(storage, n) - 1))
         return larger(first, tail), smaller(first, tail)
 
     way = select(past == 0, 0, select(past > lanes(storage), 2, 1))
@@ -375,10 +368,11 @@ def reference_of_part(storage, part, step, top, somewhere):
 
 @formula
 def leave_out_of_part(
-    storage, plan, table, row, part, step, source, copied, logits, low_parts, mass, chosen, nothing, m, magic, lowest
+    given, plan, table, row, part, step, source, copied, logits, low_parts, mass, chosen, nothing, m, magic, lowest
 ):
     """Take a class out of the sum, `nothing` in its place: the pair of vectors where it is, its logit, its exponential where that is
     wanted."""
+    storage = arithmetic_of(given)
     size = itemsize(storage)
     # its e is put back for a softmax and for targets that are not a class; parts of a row are merged with it
     e_wanted = (step == RECORD_STEP) | (plan.kind != INDEX_TARGETS) | (plan.softmax != 0)
@@ -389,9 +383,9 @@ def leave_out_of_part(
 
         def bring_pair():
             # it still is elsewhere
-            offset = 2 * VECTOR_BYTES * pair
-            store(storage, logits + offset, load(storage, source + offset))
-            store(storage, logits + offset + VECTOR_BYTES, load(storage, source + offset + VECTOR_BYTES))
+            for i in range(2):
+                x = load(given, source + lanes(given) * itemsize(given) * (2 * pair + i))
+                store(storage, logits + VECTOR_BYTES * (2 * pair + i), x)
 
         when(pair < copied, bring_pair)
         logit = load_one(storage, place)
@@ -452,35 +446,40 @@ def exp_of_bite(storage, source, low_parts, target, first, n, whole, patched, ma
     """`exp_and_sum` as a function of its own: in place, its constants were loaded from memory again for every vector."""
     stays_a_function()
     high, low, _ = exp_and_sum(
-        storage, source, low_parts, target, first, n, whole, patched, magic, lowest, lines_from(ahead), high, low, None
-    )
+        storage, storage, source, low_parts, target, None, first, n, whole, patched, magic, lowest, lines_from(ahead), high, low, None
+    )  # fmt: skip
     return high, low
 
 
 @routine
 def exp_of_guessed_bite(
-    storage, source, target, first, n, whole, patched, magic, lowest, ahead, high, low, top, bottom
+    given, plan, source, target, first, n, whole, patched, magic, lowest, ahead, high, low, top, bottom
 ):
-    """The same with bounds."""
+    """The same with bounds, of logits as they were given, which log_softmax keeps."""
     stays_a_function()
     bounds = Bounds(top, bottom)
-    high, low, bounds = exp_and_sum(
-        storage, source, None, target, first, n, whole, patched, magic, lowest, lines_from(ahead), high, low, bounds
-    )
-    return high, low, bounds.top, bounds.bottom
+    return with_bounds(given, plan, source, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds)
 
 
 @formula
-def stays_in_place(storage, plan, n):
-    """Whether the logits of a part can be read twice where they lie, and need not be brought into scratch memory."""
-    return (
-        same_storage(storage, arithmetic_of(storage))
-        & (plan.logits_class == itemsize(storage))
-        & (n >= lanes(storage))
-        & (plan.mask == 0)
-        & (plan.operation != LOG_SOFTMAX)
-        & ~changed(plan)
-    )
+def with_bounds(given, plan, source, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds):
+    """`exp_and_sum` of a guessed part."""
+    storage = arithmetic_of(given)
+
+    def add_up(keeps):
+        return exp_and_sum(
+            storage, given, source, None, target, keeps, first, n, whole, patched, magic, lowest, lines_from(ahead), high, low, bounds
+        )  # fmt: skip
+
+    # (a loop for each: with a choice in the loop exponentials are 3 % slower)
+    total, rest, both = choose(plan.operation == LOG_SOFTMAX, lambda: add_up(None), lambda: add_up(True))
+    return total, rest, both.top, both.bottom
+
+
+@formula
+def vectors_can_be_read(storage, plan, n):
+    """Whether the logits of a part, but for what is left out, are vectors where they lie."""
+    return (plan.logits_class == itemsize(storage)) & (n >= lanes(storage)) & (plan.mask == 0) & ~changed(plan)
 
 
 @formula

@@ -7,7 +7,6 @@ import numpy as np
 from fastswl.kernels.block import (
     fill_block,
     scale_block,
-    shift_logarithms,
 )
 from fastswl.kernels.lines import (
     Results,
@@ -104,11 +103,12 @@ def finish_part(
     def number(what, factor=1.0):
         return splat_like(like, load_double(table + what + 8 * row) * factor)
 
-    factor, factor_low = Running(splat_like(like, 1.0)), Running(splat_like(like, 0.0))
+    zero = splat_like(like, 0.0)
+    factor, factor_low = Running(zero), Running(zero)
     below, guessed, scaled = Running(1.0), Running(1.0), Running(False)
 
     def of_ignored():
-        fill_block(arithmetic, logits, n_vectors, splat_like(like, 0.0))
+        fill_block(arithmetic, logits, n_vectors, zero)
 
         def softmax_of_ignored():
             store_part(results, logits, softmax_place(plan, outer, inner, first_class), plan.softmax_class, n)
@@ -116,7 +116,7 @@ def finish_part(
         when(plan.softmax != 0, softmax_of_ignored)
 
     def of_log_softmax():
-        shift_logarithms(arithmetic, logits, n_vectors, number(REFERENCE), number(LOG_SUM))
+        factor.value, factor_low.value = number(REFERENCE), number(LOG_SUM)
 
     def of_exponentials():
         below.value, guessed.value = to_reference_of_row(arithmetic, table, row, part, step, logits, n_vectors)
@@ -196,9 +196,11 @@ def finish_part(
 
             when((chosen >= 0) & ~placed, at_target)
             if target_storage is not None:
-                zero = functools.partial(fill_masked, arithmetic, plan, logits, 0.0, size, outer, inner, first_class, n)
-                when(plan.mask != 0, zero)
-            scaled.value = False
+                strike = functools.partial(
+                    fill_masked, arithmetic, plan, logits, 0.0, size, outer, inner, first_class, n
+                )
+                when(plan.mask != 0, strike)
+            scaled.value, factor.value, factor_low.value = False, zero, zero
 
         masked = False if target_storage is None else plan.mask != 0
         when(~placed | masked, in_place)
@@ -206,12 +208,16 @@ def finish_part(
     when((plan.operation == LOSS) & scaled.value, gradient)
 
     def in_steps():
-        when(scaled.value, lambda: finish_in_place(arithmetic, done))
+        is_made = (plan.operation == LOSS) & ~scaled.value
+        when(~is_made, lambda: finish_in_place(arithmetic, done))
         store_part(results, logits, out, plan.out_class, n)
         return no_results(arithmetic, target_storage)
 
     def neighbours():
-        return done._replace(scaled=scaled.value, general=None if general is None else general & scaled.value)
+        still_general = None if general is None else general & scaled.value
+        return done._replace(
+            scaled=scaled.value, factor=factor.value, factor_low=factor_low.value, general=still_general
+        )
 
     return choose(plan.out_class != itemsize(results), neighbours, in_steps)
 

@@ -7,13 +7,14 @@ ones) in one thread and keeps its exponentials in the cache.
 
 from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.lines import vectors_of, write_head, write_tail, write_vectors
-from fastswl.kernels.merge import mark_far_rows, merge_parts, settle_rows
+from fastswl.kernels.merge import mark_rows, merge_parts, settle_rows
 from fastswl.kernels.part import row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
 from fastswl.kernels.record import COLUMN_STEP, PART_BYTES, PART_VECTORS, RECORD_STEP, parts_of
 from fastswl.kernels.results import finish_part, no_results
 from fastswl.kernels.rows import (
     AGAIN,
+    REPEATED,
     ROW_WEIGHT,
     SHIFT,
     TABLE_BYTES,
@@ -73,6 +74,7 @@ def row_tile(
     step = word(COLUMN_STEP) if one_part else word(RECORD_STEP)
     describe_rows(storage, plan, here, outer, inner, count)
     store_wide(arithmetic, here + SHIFT, wide_zero(arithmetic))
+    store_wide(arithmetic, here + REPEATED, wide_zero(arithmetic))
     finished, again = False, True
     while again:
         again = False
@@ -135,7 +137,7 @@ def row_tile(
                 store_double(here + AGAIN + 8 * row, 1.0 if far else 0.0)
                 again = again or far
         if one_part and settle_rows(arithmetic, plan, here):
-            again = mark_far_rows(arithmetic, plan, here, count)
+            again = mark_rows(arithmetic, plan, here, count)
         finished = True
 
 

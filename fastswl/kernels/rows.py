@@ -95,10 +95,11 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     SHIFT,  # what was subtracted from the logits
     ONES,  # a vector of the arithmetic type
     FILLED,  # panel: whether the tile's mass holds the class weights
-    AGAIN,  # split walk: whether the row's sums have to be done (again)
+    AGAIN,  # row and split walk: whether the row's sums have to be done (again)
+    REPEATED,  # row and split walk: whether that is the second time
     GUESS,  # row walk: what the next row's N is taken for, see `guess_part`; and how often that was wrong in this block
-) = range(0, 35 * LINE, LINE)
-TABLE_BYTES = 35 * LINE
+) = range(0, 36 * LINE, LINE)
+TABLE_BYTES = 36 * LINE
 #: what N is taken for at first: good for rows whose largest logit is between -11 and 33
 FIRST_GUESS = 48.0
 
