@@ -5,8 +5,9 @@ import pytest
 
 import fastswl as swl
 
-#: of one part; of three, the last of which is short and has an odd number of vectors
-CLASSES = (1000, 681, 9001)
+#: of one part, with less than a vector, more than one and nothing past the last pair; of two, the last of which is less than a vector;
+#: of three, the last of which is short and has an odd number of vectors
+CLASSES = (1000, 665, 704, 4101, 9001)
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 
 
@@ -72,6 +73,7 @@ def same(a, b):
 )
 def test_losses_and_gradients(n_classes, dtype, options):
     logits, targets = rows_of_all_kinds(n_classes, dtype, 0)
+    targets[::7] = -100
     if "weight" in options:
         options = {"weight": np.random.default_rng(1).uniform(0.5, 2.0, n_classes)}
     # a mask goes through kernels that do not guess
@@ -79,6 +81,10 @@ def test_losses_and_gradients(n_classes, dtype, options):
     given = dict(reduction="none", n_threads=1, **options)
     expected = swl.cross_entropy_value_and_grad(logits, targets, class_mask=mask, **given)
     together = swl.cross_entropy_value_and_grad(logits, targets, **given)
+    # logits in the place of the results
+    in_place = logits.copy()
+    swl.cross_entropy_value_and_grad(in_place, targets, grad_out=in_place, **given)
+    same(in_place, expected.grad)
     same(together.loss, expected.loss)
     same(together.grad, expected.grad)
     for row in range(len(logits)):
@@ -95,6 +101,9 @@ def test_losses_and_gradients(n_classes, dtype, options):
 def test_softmax(n_classes, dtype, function):
     logits, _ = rows_of_all_kinds(n_classes, dtype, 2)
     together = function(logits, n_threads=1)
+    if function is not swl.logsumexp:
+        in_place = logits.copy()
+        same(function(in_place, out=in_place, n_threads=1), together)
     # a row of two that are spoiled, and a row, in turn: after two wrong guesses there is no other
     spoiled = np.full((3 * len(logits), n_classes), -np.inf, logits.dtype)
     spoiled[2::3] = logits

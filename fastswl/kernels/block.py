@@ -26,6 +26,7 @@ from fastswl.simd import (
     lanes,
     least,
     load,
+    log2_of,
     narrow,
     prefetch,
     prefetch_second_level,
@@ -135,15 +136,31 @@ def loaded(vectors):
 
 @formula
 def exp_and_sum(
-    storage, given, source, low_parts, target, keeps, first, n, whole, patched, magic, lowest, ahead, high, low, bounds
+    storage,
+    given,
+    source,
+    low_parts,
+    put,
+    target,
+    keeps,
+    first,
+    n,
+    whole,
+    patched,
+    magic,
+    lowest,
+    ahead,
+    high,
+    low,
+    bounds,
 ):
     """e = exp(x) in units of the reference into `target` (may be `source`), of the vectors from `first` (an even number) to `n`;
     the sum of each lane added to (high, low), float64. x instead, if `keeps` is not None.
 
     Vectors go in pairs, whose sum goes to the float64 one, and several pairs side by side. The pairs from `whole` on and the
-    pair `patched` are read from `target`, where they have been put with numbers of their own (-inf past a row's end and at the
-    class that is left out): the others need not be copied first, and lie at `source` as they were `given`. `n` is even then. (None
-    for both: all are at `source`.)
+    pair `patched` are read where they have been `put` with numbers of their own (-inf past a row's end and at the class that is
+    left out): the others need not be copied first, and lie at `source` as they were `given`. `n` is even then, and the exponentials
+    of the pairs from `whole` on stay where these were put. (None for both: all are at `source`.)
     Meanwhile the lines that are read next are asked for, one a vector: what follows a row in memory comes while this one is
     computed.
 
@@ -170,8 +187,8 @@ def exp_and_sum(
             return given_at(pair)
         elsewhere = (pair == patched) | (pair >= whole)
         if same_storage(given, storage):
-            return put_at(pair, select(elsewhere, target, source))
-        return choose(elsewhere, lambda: own or loaded(given_at(pair)), lambda: loaded(put_at(pair, target)))
+            return put_at(pair, select(elsewhere, put, source))
+        return choose(elsewhere, lambda: own or loaded(given_at(pair)), lambda: loaded(put_at(pair, put)))
 
     def ask_for_lines(count):
         for _ in range(count):
@@ -183,10 +200,14 @@ def exp_and_sum(
     def add(e):
         total.value, rest.value = accumulate(storage, total.value, rest.value, e)
 
-    def add_pairs(pair, count, lowest=lowest, own=()):
+    def target_of(pair):
+        return target if patched is None else select(pair >= whole, put, target)
+
+    def add_pairs(pair, count, lowest=lowest, own=(), target_of=target_of):
         loads = [one for i in range(count) for one in pair_at(pair + i, own[2 * i : 2 * i + 2])]
         ask_for_lines(2 * count)
-        e = exp_of_several(storage, loaded(loads), low_parts, target, keeps, 2 * pair, magic, lowest)
+        targets = [target_of(pair + i) for i in range(count) for _ in range(2)]
+        e = exp_of_several(storage, loaded(loads), low_parts, targets, keeps, 2 * pair, magic, lowest)
         for i in range(count):
             add(e[2 * i] + e[2 * i + 1])
 
@@ -199,7 +220,7 @@ def exp_and_sum(
         def last():
             ask_for_lines(1)
             x = (load(given, source + given_bytes * (n - 1)),)
-            add(exp_of_several(storage, x, low_parts, target, keeps, n - 1, magic, lowest)[0])
+            add(exp_of_several(storage, x, low_parts, [target], keeps, n - 1, magic, lowest)[0])
 
         when((n & 1) != 0, last)
         return total.value, rest.value, bounds
@@ -221,7 +242,8 @@ def exp_and_sum(
     grouped = first + quotient(inside - first, side_by_side) * side_by_side
     for pair in steps(first, grouped, side_by_side):
         own = note(pair, side_by_side)
-        add_pairs(pair, side_by_side, lowest_inside, own)
+        # (all inside where there are bounds)
+        add_pairs(pair, side_by_side, lowest_inside, own, target_of if bounds is None else lambda pair: target)
 
     # what fills no group, and a pair that is not all inside, are one: neither waits for the other's sum (softmax of 1,000 classes:
     # 4 % off)
@@ -246,8 +268,8 @@ def by_low_parts(low_parts, without, with_them):
     return without() if low_parts is None else choose(low_parts != 0, without, with_them)
 
 
-def exp_of_several(storage, logits, low_parts, target, keeps, first, magic, lowest):
-    """For formulas: the exponentials of some vectors, of the target and of the low parts those from the `first` on. Without `lowest`
+def exp_of_several(storage, logits, low_parts, targets, keeps, first, magic, lowest):
+    """For formulas: the exponentials of some vectors, of the targets and of the low parts those from the `first` on. Without `lowest`
     of logits that are not below. What is put at the target are the logits, if `keeps` is not None."""
     numbers = [first + i for i in range(len(logits))]
     x = SideBySide(*logits)
@@ -260,7 +282,7 @@ def exp_of_several(storage, logits, low_parts, target, keeps, first, magic, lowe
         e = exp_within(storage, x, magic)
     else:
         e = by_low_parts(low_parts, lambda: exp_above(storage, x, magic, lowest), of_sum)
-    for i, *both in zip(numbers, e, x, strict=True):
+    for i, target, *both in zip(numbers, targets, e, x, strict=True):
         store(storage, target + VECTOR_BYTES * i, both[0 if keeps is None else 1])
     return list(e)
 
@@ -338,6 +360,26 @@ def capped_and_scaled(storage, source, low_parts, slopes, n, softcap, scale):
     for i, count in by_groups(0, n, vectors_side_by_side(4)):
         several([VECTOR_BYTES * (i + k) for k in range(count)])
     return top.value
+
+
+@formula
+def fill_numbers(storage, target, n, value):
+    """`value` (a vector) in `n` numbers, which are a vector or more."""
+    size, width = itemsize(storage), lanes(storage)
+    for i in steps(0, n >> log2_of(width)):
+        store(storage, target + VECTOR_BYTES * i, value)
+    store(storage, target + size * (n - width), value)
+
+
+@formula
+def scale_numbers(storage, place, n, factor):
+    """`n` numbers, which are a vector or more, times `factor`, in place."""
+    size, width = itemsize(storage), lanes(storage)
+    # it overlaps the one before
+    tail = load(storage, place + size * (n - width)) * factor
+    for i in steps(0, n >> log2_of(width)):
+        store(storage, place + VECTOR_BYTES * i, load(storage, place + VECTOR_BYTES * i) * factor)
+    store(storage, place + size * (n - width), tail)
 
 
 @formula

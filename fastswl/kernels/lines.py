@@ -23,6 +23,7 @@ from fastswl.simd import (
     load_one,
     log2_of,
     prefetch_second_level,
+    same_storage,
     select,
     splat_like,
     steps,
@@ -127,6 +128,18 @@ def put_edge(storage, source, edge, n):
 
 
 @formula
+def copy_numbers(storage, source, target, first, n):
+    """Copy the numbers from `first` to `n` of a block that begins at `source` to one that begins at `target`."""
+    size, width = itemsize(storage), lanes(storage)
+    whole = vectors_in(storage, n - first)
+    for i in steps(0, whole):
+        offset = size * (first + width * i)
+        store(storage, target + offset, load(storage, source + offset))
+    for c in steps(first + width * whole, n):
+        store_one(storage, target + size * c, load_one(storage, source + size * c))
+
+
+@formula
 def store_part(storage, source, target, class_stride, n):
     """The reverse of `load_part`."""
     arithmetic = arithmetic_of(storage)
@@ -175,6 +188,20 @@ class Results(NamedTuple):
 
 @formula
 def write_head(storage, results):
+    """Up to the first whole vector, all of what lies in its place: how many were written."""
+    # (of nothing both are 0)
+    in_place = (results.source == results.target) & (results.n > 0)
+
+    def all_at_once():
+        if same_storage(storage, arithmetic_of(storage)):
+            finish_in_place(storage, results, (-results.target & (VECTOR_BYTES - 1)) >> log2_of(itemsize(storage)))
+        return results.n
+
+    return choose(in_place, lambda: write_first(storage, results), all_at_once)
+
+
+@formula
+def write_first(storage, results):
     """Up to the first whole vector: how many were written."""
     arithmetic = arithmetic_of(storage)
     target, n, line = results.target, results.n, results.line
@@ -299,12 +326,21 @@ def finished(results, e, q, slope):
 
 
 @formula
-def finish_in_place(storage, results):
-    """The results in place of what they are made of, in scratch memory."""
+def finish_in_place(storage, results, first):
+    """The results in place of what they are made of, one vector or more: whole ones begin at the number `first`."""
     size, width, n = itemsize(storage), lanes(storage), results.n
-    # the last vector overlaps the one before, which will have been changed
-    last = greatest(n - width, 0)
-    tail = result_at(storage, results, last)
-    for i in steps(0, vectors_in(storage, n)):
-        store(storage, results.source + VECTOR_BYTES * i, result_at(storage, results, width * i))
-    store(storage, results.source + size * last, tail)
+
+    def all_of_them(scaled):
+        own = results._replace(scaled=scaled)
+        # the first and the last vector overlap others, which will have been changed
+        last = greatest(n - width, 0)
+        head, tail = result_at(storage, own, 0), result_at(storage, own, last)
+        for i in steps(0, vectors_in(storage, n - first)):
+            c = first + width * i
+            prefetch_second_level(own.ahead + size * c)
+            store(storage, own.source + size * c, result_at(storage, own, c))
+        store(storage, own.source, head)
+        store(storage, own.source + size * last, tail)
+
+    # (chosen before the loop: LLVM left it inside)
+    choose(results.scaled, lambda: all_of_them(False), lambda: all_of_them(True))

@@ -207,7 +207,8 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, buffer, wait
 def exp_of_tile(storage, tile, low_parts, exponentials, first, end, magic, lowest, ahead, high, low):
     """`exp_and_sum` of logits that are all in the tile."""
     high, low, _ = exp_and_sum(
-        storage, storage, tile, low_parts, exponentials, None, first, end, None, None, magic, lowest, ahead, high, low, None
+        storage, storage, tile, low_parts, exponentials, exponentials, None, first, end, None, None, magic, lowest, ahead,
+        high, low, None,
     )  # fmt: skip
     return high, low
 

@@ -26,6 +26,7 @@ from fastswl.kernels.block import (
     subtract,
 )
 from fastswl.kernels.lines import (
+    copy_numbers,
     load_part,
     pairs_of,
     part_maximum,
@@ -118,6 +119,7 @@ def row_part(
     step,
     areas,
     area_bytes,
+    target,
     outer,
     inner,
     first_class,
@@ -125,11 +127,11 @@ def row_part(
     done,
     written,
 ):
-    """One part of a row: exponentials into the first area, what is known of it into `part`. Meanwhile the results `done` of
-    an earlier part, of which `written` numbers are written, go out.
+    """One part of a row: exponentials (log_softmax: logits) to `target`, what is known of it into `part`. Meanwhile the results `done`
+    of an earlier part, of which `written` numbers are written, go out.
 
-    Areas: logits then exponentials (log_softmax: logits); mass (log_softmax: exponentials); low parts of changed logits; slopes of
-    the change.
+    Areas: logits, then exponentials if that is `target`; mass (log_softmax: exponentials); low parts of changed logits; slopes of the
+    change.
     """
     # (a tenth off a first call, and as fast)
     stays_a_function()
@@ -143,7 +145,9 @@ def row_part(
     ahead = place + plan.logits_class * n
     readable = vectors_can_be_read(storage, plan, n) and load_double(table + SHIFT + 8 * row) == 0.0
     if readable and may_be_guessed(plan, table, row):
-        if guess_part(storage, plan, table, row, part, step, logits, place, first_class, n, ahead, done, written):
+        if guess_part(
+            storage, plan, table, row, part, step, logits, target, place, first_class, n, ahead, done, written
+        ):
             return
         n_done = word(0)
     # where the logits are read, and from which pair of vectors on they are in scratch memory
@@ -206,7 +210,7 @@ def row_part(
     if not in_place and n_filled > n_vectors:
         store(arithmetic, logits + VECTOR_BYTES * n_vectors, narrow_splat(arithmetic, logits, -np.inf))
     high, low = wide_zero(arithmetic), wide_zero(arithmetic)
-    exponentials = logits
+    exponentials = target
     if plan.operation == LOG_SOFTMAX:
         exponentials = mass
         # all are in scratch memory, but not where the exponentials go
@@ -219,6 +223,7 @@ def row_part(
             arithmetic,
             source,
             low_parts,
+            logits,
             exponentials,
             first,
             least(first + bite, n_filled),
@@ -233,7 +238,10 @@ def row_part(
     write_bite(result_of(storage), done, written, n_vectors, n_done - n_vectors)
     total, total_low = total_of_lanes(arithmetic, high, low)
     store_sums(part, step, total, total_low)
-    put_back_in_part(arithmetic, logits, chosen, select(plan.operation == LOG_SOFTMAX, apart, apart_exp))
+    if target_storage is None and target != logits:
+        copied = word(0) if plan.operation == LOG_SOFTMAX else copied * (2 * lanes(storage))
+        copy_numbers(arithmetic, logits, target, copied, n)
+    put_back_in_part(arithmetic, target, chosen, select(plan.operation == LOG_SOFTMAX, apart, apart_exp))
 
 
 @formula
@@ -252,7 +260,7 @@ def may_be_guessed(plan, table, row):
 
 
 @routine
-def guess_part(given, plan, table, row, part, step, exponentials, logits, first_class, n, ahead, done, written):
+def guess_part(given, plan, table, row, part, step, put, exponentials, logits, first_class, n, ahead, done, written):
     """`row_part` in one pass over the logits, in units of a power of two that is guessed; whether the guess was right. If not,
     all has to be done again, but for the results `done`.
 
@@ -266,11 +274,11 @@ def guess_part(given, plan, table, row, part, step, exponentials, logits, first_
     n_vectors = vectors_of(storage, n)
     whole, n_filled = n // (2 * lanes(storage)), 2 * pairs_of(storage, n)
     units = load_double(table + GUESS)
-    magic, lowest = exp_reference(storage, narrow_splat(storage, exponentials, units))
-    past, tail = put_edge(given, logits, exponentials, n)
+    magic, lowest = exp_reference(storage, narrow_splat(storage, put, units))
+    past, tail = put_edge(given, logits, put, n)
     chosen = target_in_part(plan, table, row, first_class, n)
     patched, _, apart_exp = leave_out_of_part(
-        given, plan, table, row, part, step, logits, whole, exponentials, None, 0, chosen, lane(lowest, 0), tail, magic, lowest,
+        given, plan, table, row, part, step, logits, whole, put, None, 0, chosen, lane(lowest, 0), tail, magic, lowest,
     )  # fmt: skip
     high, low = wide_zero(storage), wide_zero(storage)
     top, bottom = bounds_of_edge(given, logits, n, past, tail)
@@ -280,9 +288,11 @@ def guess_part(given, plan, table, row, part, step, exponentials, logits, first_
         write_bite(results, done, written, first, least(bite, n_done - first))
         end = least(first + bite, n_filled)
         high, low, top, bottom = exp_of_guessed_bite(
-            given, plan, logits, exponentials, first, end, whole, patched, magic, lowest, ahead, high, low, top, bottom
-        )
+            given, plan, logits, put, exponentials, first, end, whole, patched, magic, lowest, ahead, high, low, top, bottom
+        )  # fmt: skip
     write_bite(results, done, written, n_vectors, n_done - n_vectors)
+    if put != exponentials:
+        copy_numbers(storage, put, exponentials, whole * (2 * lanes(storage)), n)
     return settle_guess(
         storage, table, part, step, exponentials, units, lowest, high, low, top, bottom, chosen, apart_exp
     )
@@ -442,33 +452,37 @@ def lines_from(place):
 
 
 @routine
-def exp_of_bite(storage, source, low_parts, target, first, n, whole, patched, magic, lowest, ahead, high, low):
+def exp_of_bite(storage, source, low_parts, put, target, first, n, whole, patched, magic, lowest, ahead, high, low):
     """`exp_and_sum` as a function of its own: in place, its constants were loaded from memory again for every vector."""
     stays_a_function()
     high, low, _ = exp_and_sum(
-        storage, storage, source, low_parts, target, None, first, n, whole, patched, magic, lowest, lines_from(ahead), high, low, None
+        storage, storage, source, low_parts, put, target, None, first, n, whole, patched, magic, lowest,
+        lines_from(ahead), high, low, None,
     )  # fmt: skip
     return high, low
 
 
 @routine
 def exp_of_guessed_bite(
-    given, plan, source, target, first, n, whole, patched, magic, lowest, ahead, high, low, top, bottom
+    given, plan, source, put, target, first, n, whole, patched, magic, lowest, ahead, high, low, top, bottom
 ):
     """The same with bounds, of logits as they were given, which log_softmax keeps."""
     stays_a_function()
     bounds = Bounds(top, bottom)
-    return with_bounds(given, plan, source, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds)
+    return with_bounds(
+        given, plan, source, put, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds
+    )
 
 
 @formula
-def with_bounds(given, plan, source, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds):
+def with_bounds(given, plan, source, put, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds):
     """`exp_and_sum` of a guessed part."""
     storage = arithmetic_of(given)
 
     def add_up(keeps):
         return exp_and_sum(
-            storage, given, source, None, target, keeps, first, n, whole, patched, magic, lowest, lines_from(ahead), high, low, bounds
+            storage, given, source, None, put, target, keeps, first, n, whole, patched, magic, lowest,
+            lines_from(ahead), high, low, bounds,
         )  # fmt: skip
 
     # (a loop for each: with a choice in the loop exponentials are 3 % slower)

@@ -5,8 +5,9 @@ import functools
 import numpy as np
 
 from fastswl.kernels.block import (
-    fill_block,
+    fill_numbers,
     scale_block,
+    scale_numbers,
 )
 from fastswl.kernels.lines import (
     Results,
@@ -56,6 +57,7 @@ from fastswl.simd import (
     formula,
     greatest,
     itemsize,
+    lanes,
     load,
     load_double,
     load_int64,
@@ -90,15 +92,16 @@ def no_results(storage, target_storage):
 
 @formula
 def finish_part(
-    storage, target_storage, plan, table, row, part, step, areas, area_bytes, outer, inner, first_class, n, line, begin, end,
+    storage, target_storage, plan, table, row, part, step, areas, area_bytes, source, outer, inner, first_class, n, line, begin, end,
 ):  # fmt: skip
-    """The results of one part of a row from its exponentials, in their place: what is left to do is to write them. `begin` and
-    `end` are those of the part where they are 0; see `Results`."""
+    """The results of one part of a row from its exponentials (log_softmax: logits), which lie at `source`: what is left to do is to
+    write them. `begin` and `end` are those of the part where they are 0; see `Results`."""
     arithmetic, results = arithmetic_of(storage), result_of(storage)
     size = itemsize(arithmetic)
-    logits = areas
     n_vectors = vectors_of(storage, n)
-    like = load(arithmetic, logits)
+    # of scratch memory all that is filled up
+    n_numbers = select(source == areas, lanes(storage) * n_vectors, n)
+    like = load(arithmetic, source)
 
     def number(what, factor=1.0):
         return splat_like(like, load_double(table + what + 8 * row) * factor)
@@ -108,10 +111,10 @@ def finish_part(
     below, guessed, scaled = Running(1.0), Running(1.0), Running(False)
 
     def of_ignored():
-        fill_block(arithmetic, logits, n_vectors, zero)
+        fill_numbers(arithmetic, source, n_numbers, zero)
 
         def softmax_of_ignored():
-            store_part(results, logits, softmax_place(plan, outer, inner, first_class), plan.softmax_class, n)
+            store_part(results, source, softmax_place(plan, outer, inner, first_class), plan.softmax_class, n)
 
         when(plan.softmax != 0, softmax_of_ignored)
 
@@ -119,7 +122,7 @@ def finish_part(
         factor.value, factor_low.value = number(REFERENCE), number(LOG_SUM)
 
     def of_exponentials():
-        below.value, guessed.value = to_reference_of_row(arithmetic, table, row, part, step, logits, n_vectors)
+        below.value, guessed.value = to_reference_of_row(arithmetic, table, row, part, step, source, n_numbers)
         units = splat_like(like, guessed.value)
 
         def in_units(what):
@@ -133,7 +136,7 @@ def finish_part(
 
         def softmax_beside():
             probabilities = areas + 4 * area_bytes
-            scale_block(arithmetic, logits, probabilities, n_vectors, inverse, inverse_low)
+            scale_block(arithmetic, source, probabilities, n_vectors, inverse, inverse_low)
             store_part(results, probabilities, softmax_place(plan, outer, inner, first_class), plan.softmax_class, n)
 
         def of_loss():
@@ -158,13 +161,13 @@ def finish_part(
         beta, mass, mass_moves = choose(spread_wanted(plan), lambda: (0.0, table + ONES, 0), spread)
         slopes = select(capped(plan), areas + 3 * area_bytes, table + ONES)
         slopes_move = select(capped(plan), 1, 0)
-    out = plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
+    out = place_of_results(plan, outer, inner, first_class)
     # what this thread reads next: the same part of the row two tiles on (the next tile is being read while these are written)
     ahead = plan.logits + outer * plan.logits_outer + (inner + 2 * plan.tile_rows) * plan.logits_inner
     ahead = ahead + first_class * plan.logits_class
     general = results_are_general(target_storage, plan)
     done = Results(
-        logits, out, n, scaled.value, factor.value, factor_low.value, general, splat_like(like, beta), mass, mass_moves,
+        source, out, n, scaled.value, factor.value, factor_low.value, general, splat_like(like, beta), mass, mass_moves,
         slopes, slopes_move, line, select(begin == 0, out, begin), select(begin == 0, out + itemsize(results) * n, end), ahead,
     )  # fmt: skip
 
@@ -176,7 +179,7 @@ def finish_part(
             plan,
             table,
             row,
-            logits,
+            source,
             mass,
             mass_moves,
             beta,
@@ -187,17 +190,17 @@ def finish_part(
         placed = choose(chosen >= 0, lambda: True, place)
 
         def in_place():
-            finish_in_place(arithmetic, done)
+            finish_in_place(arithmetic, done, 0)
 
             def at_target():
                 slope = load_one(arithmetic, slopes + slopes_move * size * chosen)
                 value = load_double(table + TARGET_GRADIENT + 8 * row) * slope
-                store_one(arithmetic, logits + size * chosen, value)
+                store_one(arithmetic, source + size * chosen, value)
 
             when((chosen >= 0) & ~placed, at_target)
             if target_storage is not None:
                 strike = functools.partial(
-                    fill_masked, arithmetic, plan, logits, 0.0, size, outer, inner, first_class, n
+                    fill_masked, arithmetic, plan, source, 0.0, size, outer, inner, first_class, n
                 )
                 when(plan.mask != 0, strike)
             scaled.value, factor.value, factor_low.value = False, zero, zero
@@ -209,8 +212,8 @@ def finish_part(
 
     def in_steps():
         is_made = (plan.operation == LOSS) & ~scaled.value
-        when(~is_made, lambda: finish_in_place(arithmetic, done))
-        store_part(results, logits, out, plan.out_class, n)
+        when(~is_made, lambda: finish_in_place(arithmetic, done, 0))
+        store_part(results, source, out, plan.out_class, n)
         return no_results(arithmetic, target_storage)
 
     def neighbours():
@@ -223,12 +226,17 @@ def finish_part(
 
 
 @formula
+def place_of_results(plan, outer, inner, first_class):
+    return plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
+
+
+@formula
 def softmax_place(plan, outer, inner, first_class):
     return plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner + first_class * plan.softmax_class
 
 
 @formula
-def to_reference_of_row(storage, table, row, part, step, exponentials, n_vectors):
+def to_reference_of_row(storage, table, row, part, step, exponentials, n):
     """By which two powers of two the exponentials of a part are multiplied to be in units of the row's reference: from the N of the
     part to that of the row, and from a guess to that of the part. What a factor of the results has no room for is done here."""
     own = load_double(part + step * PART_POWER)
@@ -236,10 +244,9 @@ def to_reference_of_row(storage, table, row, part, step, exponentials, n_vectors
 
     def far():
         like = load(storage, exponentials)
-        zero = splat_like(like, 0.0)
         half = to_float64(to_int64(below * 0.5))
         for power in (guessed, half, below - half):
-            scale_block(storage, exponentials, exponentials, n_vectors, splat_like(like, two_to(power)), zero)
+            scale_numbers(storage, exponentials, n, splat_like(like, two_to(power)))
         return 1.0, 1.0
 
     # (the row's largest is in another part, 2**-below times this one's)

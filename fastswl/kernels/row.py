@@ -11,7 +11,7 @@ from fastswl.kernels.merge import mark_rows, merge_parts, settle_rows
 from fastswl.kernels.part import row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
 from fastswl.kernels.record import COLUMN_STEP, PART_BYTES, PART_VECTORS, RECORD_STEP, parts_of
-from fastswl.kernels.results import finish_part, no_results
+from fastswl.kernels.results import finish_part, no_results, place_of_results
 from fastswl.kernels.rows import (
     AGAIN,
     REPEATED,
@@ -28,11 +28,14 @@ from fastswl.kernels.rows import (
 from fastswl.simd import (
     VECTOR_BYTES,
     arithmetic_of,
+    formula,
     greatest,
+    itemsize,
     lanes,
     least,
     load_double,
     result_of,
+    same_storage,
     store_double,
     store_wide,
     wide_zero,
@@ -87,6 +90,11 @@ def row_tile(
                 first_class = part_classes * i
                 n = least(part_classes, n_classes - first_class)
                 record = 8 * row if one_part else parts + PART_BYTES * number
+                area, area_before = here + areas + part_bytes * number, before + areas + part_bytes * number
+                target, source = area, area_before
+                if results_in_place(storage, target_storage, plan, n):
+                    target = place_of_results(plan, outer, inner + row, first_class)
+                    source = place_of_results(plan, outer_before, inner_before + row, first_class)
                 done = no_results(arithmetic, target_storage)
                 if not finished and row < count_before:
                     done = finish_part(
@@ -97,8 +105,9 @@ def row_tile(
                         row,
                         before + record,
                         step,
-                        before + areas + part_bytes * number,
+                        area_before,
                         area_bytes,
+                        source,
                         outer_before,
                         inner_before + row,
                         first_class,
@@ -118,8 +127,9 @@ def row_tile(
                         row,
                         here + record,
                         step,
-                        here + areas + part_bytes * number,
+                        area,
                         area_bytes,
+                        target,
                         outer,
                         inner + row,
                         first_class,
@@ -139,6 +149,16 @@ def row_tile(
         if one_part and settle_rows(arithmetic, plan, here):
             again = mark_rows(arithmetic, plan, here, count)
         finished = True
+
+
+@formula
+def results_in_place(storage, target_storage, plan, n):
+    """Whether exponentials of a part go where its results do, which stay in the cache, and are scaled there: scratch memory takes no
+    room, and what has to come to the first-level cache to be written comes while they are computed."""
+    if target_storage is not None or not same_storage(storage, arithmetic_of(storage)):
+        return False
+    neighbours = (plan.out_class == itemsize(storage)) & (n >= lanes(storage))
+    return (plan.out != 0) & (plan.out != plan.logits) & (plan.streaming == 0) & neighbours
 
 
 @block_kernel
