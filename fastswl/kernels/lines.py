@@ -174,12 +174,14 @@ class Results(NamedTuple):
     scaled: bool
     factor: Any
     factor_low: Any
-    general: bool | None  # None in kernels for plain calls
+    # None in kernels for plain calls
+    general: bool | None
     taken: Any
-    mass: int
-    mass_moves: int
-    slopes: int
-    slopes_move: int
+    mass: int | None
+    mass_moves: int | None
+    slopes: int | None
+    slopes_move: int | None
+
     line: int
     begin: int
     end: int
@@ -290,12 +292,16 @@ def write_numbers(storage, results, first, end):
     size = itemsize(arithmetic)
     for c in steps(first, end):
 
-        def number(place, c=c):
+        def number(place):
             return splat_like(results.factor, load_one(arithmetic, place))
 
+        def q(c=c):
+            return number(results.mass + results.mass_moves * size * c)
+
+        def slope(c=c):
+            return number(results.slopes + results.slopes_move * size * c)
+
         e = number(results.source + size * c)
-        q = functools.partial(number, results.mass + results.mass_moves * size * c)
-        slope = functools.partial(number, results.slopes + results.slopes_move * size * c)
         store_one(storage, results.target + itemsize(storage) * c, lane(finished(results, e, q, slope), 0))
 
 

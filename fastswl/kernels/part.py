@@ -217,7 +217,9 @@ def row_part(
         source, copied, patched = logits, n_vectors, -1
     # stores that wait for main memory and arithmetic take turns, in bites that the store queue holds: neither waits for the other
     bite = INTERLEAVED if n_done > 0 else n_filled
-    for first in range(0, n_vectors, bite):
+    first = word(0)
+    # (a range would divide)
+    while first < n_vectors:
         write_bite(result_of(storage), done, written, first, least(bite, n_done - first))
         high, low = exp_of_bite(
             arithmetic,
@@ -235,6 +237,7 @@ def row_part(
             high,
             low,
         )
+        first += bite
     write_bite(result_of(storage), done, written, n_vectors, n_done - n_vectors)
     total, total_low = total_of_lanes(arithmetic, high, low)
     store_sums(part, step, total, total_low)
@@ -284,12 +287,14 @@ def guess_part(given, plan, table, row, part, step, put, exponentials, logits, f
     top, bottom = bounds_of_edge(given, logits, n, past, tail)
     n_done = vectors_in(storage, done.n - written)
     bite = INTERLEAVED if n_done > 0 else n_filled
-    for first in range(0, n_vectors, bite):
+    first = word(0)
+    while first < n_vectors:
         write_bite(results, done, written, first, least(bite, n_done - first))
         end = least(first + bite, n_filled)
         high, low, top, bottom = exp_of_guessed_bite(
             given, plan, logits, put, exponentials, first, end, whole, patched, magic, lowest, ahead, high, low, top, bottom
         )  # fmt: skip
+        first = end
     write_bite(results, done, written, n_vectors, n_done - n_vectors)
     if put != exponentials:
         copy_numbers(storage, put, exponentials, whole * (2 * lanes(storage)), n)

@@ -86,8 +86,8 @@ def results_are_general(target_storage, plan):
 def no_results(storage, target_storage):
     """Nothing on its way out."""
     zero = narrow(storage, wide_zero(storage))
-    general = None if target_storage is None else False
-    return Results(0, 0, 0, False, zero, zero, general, zero, 0, 0, 0, 0, 0, 0, 0, 0)
+    more = [None] * 6 if target_storage is None else [False, zero, 0, 0, 0, 0]
+    return Results(0, 0, 0, False, zero, zero, *more, 0, 0, 0, 0)
 
 
 @formula
@@ -166,9 +166,11 @@ def finish_part(
     ahead = plan.logits + outer * plan.logits_outer + (inner + 2 * plan.tile_rows) * plan.logits_inner
     ahead = ahead + first_class * plan.logits_class
     general = results_are_general(target_storage, plan)
+    more = [general, splat_like(like, beta), mass, mass_moves, slopes, slopes_move]
+    more = more if target_storage is not None else [None] * 6
     done = Results(
-        source, out, n, scaled.value, factor.value, factor_low.value, general, splat_like(like, beta), mass, mass_moves,
-        slopes, slopes_move, line, select(begin == 0, out, begin), select(begin == 0, out + itemsize(results) * n, end), ahead,
+        source, out, n, scaled.value, factor.value, factor_low.value, *more,
+        line, select(begin == 0, out, begin), select(begin == 0, out + itemsize(results) * n, end), ahead,
     )  # fmt: skip
 
     def gradient():
