@@ -18,9 +18,9 @@ from fastswl.kernels.tiles import CLASSES_IN_LINES
 from fastswl.simd import STORAGES, VECTOR_BYTES
 
 #: classes up to which a row of contiguous classes goes into a tile of rows, where arithmetic is in float32 and in float64 (loss and
-#: gradient by rows and by tiles: 512 classes in the third-level cache 0.168 and 0.145 ns, beyond it 0.164 and 0.170; 640 0.157 and
-#: 0.149, 0.158 and 0.153; 768 0.144 and 0.149, 0.150 and 0.163; float64, 384 0.36 and 0.35, 0.33 and 0.36)
-PANEL_CLASSES, PANEL_CLASSES_64 = 640, 384
+#: gradient, softmax, loss by rows, of what they take by tiles: 384 classes 1.25, 1.15, 1.3; 512 0.94 to 1.05, 0.87 to 0.97, 1.07; 640
+#: 0.9, 0.85, 0.95; float64, 288 classes 1.08, 1.05, 1.17; 384 0.97, 0.96, 1.02)
+PANEL_CLASSES, PANEL_CLASSES_64 = 511, 350
 #: classes up to which a row of float32 arithmetic is short, whatever its layout, and up to which it fits into registers
 SHORT_CLASSES, FEW_CLASSES = 48, 3
 #: classes of the tiles that go through the stages together

@@ -614,8 +614,8 @@ WHICH_WALK = [
     mutant(
         "rows of few classes go through the panel walk",
         WALKS,
-        "PANEL_CLASSES, PANEL_CLASSES_64 = 640, 384",
-        "PANEL_CLASSES, PANEL_CLASSES_64 = 64, 384",
+        "PANEL_CLASSES, PANEL_CLASSES_64 = 511, 350",
+        "PANEL_CLASSES, PANEL_CLASSES_64 = 64, 350",
         "test_walks.py::test_the_choice_looks_at_rows_only",
     ),
     mutant(
@@ -2627,6 +2627,34 @@ GUESSED_ROWS = [
         "(load_double(table + REPEATED + 8 * row) != 0.0)",
         "(load_double(table + REPEATED + 8 * row) > 1.0)",
         "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum",
+    ),
+    mutant(
+        "the largest of a tile is that of all its classes",
+        "kernels/tiles.py",
+        "        return larger(tops[0].value, tops[1].value)",
+        "        return tops[0].value",
+        "test_special_values.py",
+    ),
+    mutant(
+        "results that are not made on their way out are made before: few rows of strided classes, and columns",
+        PANEL,
+        "    if not in_place and (together or ",
+        "    if in_place and (together or ",
+        "test_layouts.py",
+    ),
+    mutant(
+        "the gradient of a target without weight is not -0: tiles",
+        PANEL,
+        "    nothing = nothing | (load_wide(storage, table + SCALE) == 0.0)\n",
+        "",
+        "test_few.py::test_numbers_that_are_special_give_what_more_classes_give",
+    ),
+    mutant(
+        "log_softmax of tiles is of logits",
+        "kernels/tiles.py",
+        "select(self.is_log, -self.reference, x * self.scale_low)",
+        "x * self.scale_low",
+        "test_softmax_family.py",
     ),
     mutant(
         "exponentials in the place of results: what is past the last pair is brought there",

@@ -319,13 +319,13 @@ def test_split_rows_past_the_caches(n_classes, past_a_line, dtype, crossovers):
 
 
 def test_the_choice_looks_at_rows_only():
-    most = {1: "panel", 3: "few", 48: "short", 640: "panel", 1000000: "row", 1048577: "split"}
-    for n_classes in (1, 2, 3, 4, 10, 48, 49, 640, 641, 8192, 131073, 1000000, 1048577):
+    most = {1: "panel", 3: "few", 48: "short", 511: "panel", 1000000: "row", 1048577: "split"}
+    for n_classes in (1, 2, 3, 4, 10, 48, 49, 511, 512, 8192, 131073, 1000000, 1048577):
         walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)
         assert walk.name == next(name for least, name in most.items() if n_classes <= least)
-    for n_classes in (384, 385):
+    for n_classes in (350, 351):
         walk = walks.choose_walk("float64", n_classes, 8, 8 * n_classes, 1)
-        assert walk.name == ("panel" if n_classes <= 384 else "row")
+        assert walk.name == ("panel" if n_classes <= 350 else "row")
 
 
 @pytest.mark.parametrize("shape", [(70, 10), (37, 200), (37, 700), (17, 4096)])

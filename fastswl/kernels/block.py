@@ -390,14 +390,6 @@ def scale_block(storage, source, target, n, factor, factor_low):
         store(storage, target + VECTOR_BYTES * i, fma(e, factor, e * factor_low))
 
 
-@formula
-def shift_logarithms(storage, source, n, reference, log_sum):
-    """(x - m) - log(S / e_m): neither difference cancels, but at the maximum, where the first is 0."""
-    for i in steps(0, n):
-        place = source + VECTOR_BYTES * i
-        store(storage, place, (load(storage, place) - reference) - log_sum)
-
-
 class MassSums(NamedTuple):
     """Sums of q and of q (m - x) so far, in each lane, in two parts: what a loss with target mass everywhere is made of."""
 

@@ -21,7 +21,6 @@ from fastswl.kernels.block import (
     nan_where_any,
     no_low_parts,
     scale_block,
-    shift_logarithms,
     subtract,
 )
 from fastswl.kernels.plan import (
@@ -75,8 +74,10 @@ from fastswl.kernels.spread import fill_masked_of_tile, spread_of_tile
 from fastswl.kernels.stream import INTERLEAVED, LINE_BYTES, flush, keep_rest, lines_of_tile, write_lines
 from fastswl.kernels.tiles import (
     SEPARATE_CLASSES,
+    Made,
     load_tile,
     load_together,
+    made_on_the_way,
     store_tile,
     store_together,
     stream_together,
@@ -134,18 +135,24 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
 
     active = describe_rows(storage, plan, table, outer, inner, count)
     source = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner
-    if not together:
-        load_tile(storage, tile, source, plan.logits_inner, plan.logits_class, n_classes, count)
+    if together:
+        top = block_maximum(arithmetic, tile, n_classes)
+    else:
+        top = load_tile(storage, tile, source, plan.logits_inner, plan.logits_class, n_classes, count)
+    is_changed = active < count
     if active < count:
         clear_ignored(arithmetic, table, tile, n_classes)
     low_parts = no_low_parts(target_storage)
     if target_storage is not None and changed(plan):
         low_parts = low_area
         cap_and_scale(arithmetic, tile, low_parts, slopes, n_classes, plan.softcap, plan.logit_scale)
+        is_changed = True
     if target_storage is not None and plan.mask != 0:
         fill_masked_of_tile(arithmetic, plan, tile, -np.inf, outer, inner, count)
+        is_changed = True
 
-    top = block_maximum(arithmetic, tile, n_classes)
+    if is_changed:
+        top = block_maximum(arithmetic, tile, n_classes)
     if any_lane(top == np.inf):
         top = nan_where_any(arithmetic, tile, n_classes, top)
     m, shift = shift_of_rows(arithmetic, table, top)
@@ -259,14 +266,12 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
     out = plan.out + outer * plan.out_outer + inner * plan.out_inner
     softmax_out = plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner
     results = result_of(storage)
+    made, in_place = made_as_they_are(arithmetic, tile), False
     if plan.operation == SOFTMAX:
-        inverse, inverse_low = two_parts(arithmetic, table, INVERSE, INVERSE_LOW)
-        scale_block(arithmetic, tile, tile, n_classes, inverse, inverse_low)
+        made = made_of_exponentials(arithmetic, table, INVERSE, INVERSE_LOW)
     elif plan.operation == LOG_SOFTMAX:
         put_back(arithmetic, table, tile, table + APART, n_classes, count)
-        log_sum = narrow(arithmetic, load_wide(arithmetic, table + LOG_SUM))
-        m = narrow(arithmetic, load_wide(arithmetic, table + REFERENCE))
-        shift_logarithms(arithmetic, tile, n_classes, m, log_sum)
+        made = made_of_logits(arithmetic, table)
     else:
         if plan.softmax != 0 or plan.kind != INDEX_TARGETS:
             put_back(arithmetic, table, tile, table + APART_EXP, n_classes, count)
@@ -283,24 +288,78 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
                 plan.softmax_class,
                 n_classes,
                 count,
+                None,
             )
         scale, scale_low = two_parts(arithmetic, table, SCALE, SCALE_LOW)
         if target_storage is not None and (spread_wanted(plan) or capped(plan)):
             gradient_of_tile(arithmetic, plan, table, tile, slopes, scale, scale_low, n_classes, count)
+            in_place = True
         elif n_classes <= COMPARED_CLASSES:
             index, at_target = two_parts(arithmetic, table, CLASS, TARGET_GRADIENT)
             scale_and_place(arithmetic, tile, n_classes, scale, scale_low, index, at_target)
-        else:
+            in_place = True
+        elif plan.z_loss != 0.0:
             scale_block(arithmetic, tile, tile, n_classes, scale, scale_low)
             put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
+            in_place = True
+        else:
+            others_at_target(arithmetic, table)
+            put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
+            made = made_of_exponentials(arithmetic, table, SCALE, SCALE_LOW)
         if target_storage is not None and plan.mask != 0:
+            if not in_place:
+                make_in_place(arithmetic, tile, n_classes, made)
+            in_place, made = True, made_as_they_are(arithmetic, tile)
             fill_masked_of_tile(arithmetic, plan, tile, 0.0, outer, inner, count)
+    if not in_place and (together or not made_on_the_way(results, plan.out_inner, plan.out_class, n_classes, count)):
+        make_in_place(arithmetic, tile, n_classes, made)
     if together:
         return
     place = select(buffer == 0, out, buffer + out % LINE_BYTES)
-    store_tile(results, tile, table + AGAIN, place, plan.out_inner, plan.out_class, n_classes, count)
+    store_tile(results, tile, table + AGAIN, place, plan.out_inner, plan.out_class, n_classes, count, made)
     if buffer != 0 and not waits:
         flush(results, buffer, out, n_classes * count, first, last)
+
+
+@formula
+def made_as_they_are(storage, tile):
+    """Results that lie in the tile."""
+    zero = splat_like(load(storage, tile), 0.0)
+    return Made(True, zero + 1.0, zero, zero, zero)
+
+
+@formula
+def made_of_exponentials(storage, table, scale, scale_low):
+    """Results that are exponentials times a number of each row in two parts."""
+    scale, scale_low = two_parts(storage, table, scale, scale_low)
+    zero = splat_like(scale, 0.0)
+    return Made(False, scale, scale_low, zero, zero)
+
+
+@formula
+def made_of_logits(storage, table):
+    """Results of log_softmax."""
+    reference, log_sum = two_parts(storage, table, REFERENCE, LOG_SUM)
+    zero = splat_like(reference, 0.0)
+    return Made(True, zero + 1.0, zero, reference, log_sum)
+
+
+@formula
+def others_at_target(storage, table):
+    """What stands in place of the target's exponential, so that y - t is computed like all others: the sum of the others, negative."""
+    rest = load_wide(storage, table + REST) + load_wide(storage, table + REST_LOW)
+    # (a target of -inf pulls at nothing; of a class without weight the gradient is not -0)
+    nothing = (load_wide(storage, table + APART) == -np.inf) & (rest == rest)
+    nothing = nothing | (load_wide(storage, table + SCALE) == 0.0)
+    store_wide(storage, table + TARGET_GRADIENT, select(nothing, splat_like(rest, 0.0), 0.0 - rest))
+
+
+@formula
+def make_in_place(storage, tile, n_classes, made):
+    """The results in place of what they are made of."""
+    for c in steps(0, n_classes):
+        place = tile + VECTOR_BYTES * c
+        store(storage, place, made.of(load(storage, place)))
 
 
 @formula

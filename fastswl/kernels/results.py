@@ -281,8 +281,10 @@ def place_target(storage, plan, table, row, exponentials, mass, mass_moves, beta
 
     def of_others():
         rest = load_double(table + REST + 8 * row) + load_double(table + REST_LOW + 8 * row)
-        rest = select((load_double(table + APART + 8 * row) == -np.inf) & (rest == rest), 0.0, rest)
-        return -rest / below, True
+        nothing = (load_double(table + APART + 8 * row) == -np.inf) & (rest == rest)
+        # (of a class without weight the gradient is not -0)
+        rest = select(nothing | (load_double(table + SCALE + 8 * row) == 0.0), 0.0, rest)
+        return (0.0 - rest) / below, True
 
     value, serves = choose(spread_wanted(plan) | (plan.z_loss != 0.0), of_others, of_all)
     when(serves, functools.partial(store_one, storage, exponentials + size * chosen, value / guessed))

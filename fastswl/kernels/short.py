@@ -157,7 +157,7 @@ def store_step(storage, plan, scratch, target, n_rows, in_registers):
 
     def one(of, tile, row, count):
         place = target + plan.out_inner * row
-        store_tile(of, tile, scratch + AGAIN, place, plan.out_inner, plan.out_class, plan.n_classes, count)
+        store_tile(of, tile, scratch + AGAIN, place, plan.out_inner, plan.out_class, plan.n_classes, count, None)
 
     def end_to_end(of, place, tile, n_classes):
         interleave(of, tile, place, n_classes)

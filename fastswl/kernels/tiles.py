@@ -1,16 +1,22 @@
 """Tiles of rows between the caller's memory and scratch memory: one vector a class, one lane a row."""
 
 import functools
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from fastswl.kernels.block import block_maximum, larger
 from fastswl.kernels.rows import TABLE_BYTES
 from fastswl.kernels.stream import LINE_BYTES, write_lines
 from fastswl.simd import (
     FLOAT32,
     VECTOR_BYTES,
+    Running,
     SideBySide,
     arithmetic_of,
     choose,
     columns_in_group,
+    fma,
     formula,
     interleave,
     itemsize,
@@ -36,6 +42,21 @@ from fastswl.simd import (
 CLASSES_IN_LINES = 64
 #: classes up to which tiles of rows that lie side by side are loaded and stored one after the other (10: 16.6 ms, together 18.5)
 SEPARATE_CLASSES = 16
+
+
+class Made(NamedTuple):
+    """What results are made of, a lane a row: e * (scale + scale_low), or of logits (x - reference) - log_sum."""
+
+    is_log: bool
+    scale: Any
+    scale_low: Any
+    reference: Any
+    log_sum: Any
+
+    def of(self, x):
+        """For formulas: one expression for both, with a scale of 1 or a log_sum of 0."""
+        rest = select(self.is_log, -self.reference, x * self.scale_low)
+        return fma(x, self.scale, rest) - self.log_sum
 
 
 class Tiles:
@@ -103,8 +124,21 @@ def groups(storage, n_classes, large=True):
 @formula
 def load_tile(storage, tile, source, row_stride, class_stride, n_classes, count):
     """Bring `count` rows of all classes into the tile, in the arithmetic type; lanes without a row are 0,
-    or as the first row's."""
+    or as the first row's. The largest of each lane (NaN dropped)."""
     arithmetic = arithmetic_of(storage)
+
+    def maximum():
+        return block_maximum(arithmetic, tile, n_classes)
+
+    def put_groups(large, count):
+        none = splat_like(load(arithmetic, tile), -np.inf)
+        # two chains: each comparison waits for the one before
+        tops = Running(none), Running(none)
+        for c, group in groups(storage, n_classes, large):
+            for i, x in enumerate(transpose_in(storage, group, source + class_stride * c, row_stride, count)):
+                store(arithmetic, tile + VECTOR_BYTES * (c + i), x)
+                tops[i % 2].value = larger(x, tops[i % 2].value)
+        return larger(tops[0].value, tops[1].value)
 
     def scattered():
         for c in steps(0, n_classes):
@@ -113,30 +147,43 @@ def load_tile(storage, tile, source, row_stride, class_stride, n_classes, count)
             for row in steps(0, count):
                 number = load_one(storage, source + class_stride * c + row_stride * row)
                 store_one(arithmetic, place + itemsize(arithmetic) * row, number)
+        return maximum()
 
     def rows_together():
         for c in steps(0, n_classes):
             move_vector(arithmetic, tile + VECTOR_BYTES * c, storage, source + class_stride * c)
+        return maximum()
 
     def classes_together():
-        for c, group in groups(storage, n_classes):
-            transpose_in(storage, group, source + class_stride * c, row_stride, None, tile + VECTOR_BYTES * c)
+        return put_groups(True, None)
 
     def few_rows():
-        for c, group in groups(storage, n_classes, large=False):
-            transpose_in(storage, group, source + class_stride * c, row_stride, count, tile + VECTOR_BYTES * c)
+        return put_groups(False, count)
 
     def end_to_end():
         choose(n_classes == 3, lambda: separate(storage, source, tile, 2), lambda: separate(storage, source, tile, 3))
+        return maximum()
 
     way = way_of_tile(storage, row_stride, class_stride, n_classes, count)
-    choose(way, scattered, rows_together, classes_together, end_to_end, few_rows)
+    return choose(way, scattered, rows_together, classes_together, end_to_end, few_rows)
 
 
 @formula
-def store_tile(storage, tile, room, target, row_stride, class_stride, n_classes, count):
-    """The reverse of `load_tile`; there is room for some numbers at `room`."""
+def made_on_the_way(storage, row_stride, class_stride, n_classes, count):
+    """Whether `store_tile` makes results of what is in the tile; else they have to be there."""
+    way = way_of_tile(storage, row_stride, class_stride, n_classes, count)
+    return (way == CLASSES_TOGETHER) | (way == FEW_ROWS)
+
+
+@formula
+def store_tile(storage, tile, room, target, row_stride, class_stride, n_classes, count, made):
+    """The reverse of `load_tile`; there is room for some numbers at `room`. Where `made` is not None and `made_on_the_way` says
+    so, results are made of what is in the tile."""
     arithmetic = arithmetic_of(storage)
+
+    def columns(c, group):
+        vectors = (load(arithmetic, tile + VECTOR_BYTES * (c + i)) for i in range(group))
+        return tuple(vectors if made is None else (made.of(x) for x in vectors))
 
     def scattered():
         for c in steps(0, n_classes):
@@ -151,11 +198,11 @@ def store_tile(storage, tile, room, target, row_stride, class_stride, n_classes,
 
     def classes_together():
         for c, group in groups(storage, n_classes):
-            transpose_out(storage, group, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride, None, 0)
+            transpose_out(storage, columns(c, group), target + class_stride * c, row_stride, None, 0)
 
     def few_rows():
         for c, group in groups(storage, n_classes, large=False):
-            transpose_out(storage, group, tile + VECTOR_BYTES * c, target + class_stride * c, row_stride, count, room)
+            transpose_out(storage, columns(c, group), target + class_stride * c, row_stride, count, room)
 
     def end_to_end():
         choose(

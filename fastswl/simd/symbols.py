@@ -344,7 +344,7 @@ class _SymbolicIntrinsic(_Intrinsic):
         if isinstance(result, ir.Constant) and isinstance(result.type, ir.IntType):
             # a constant of the compilation
             return bool(result.constant) if result.type.width == 1 else result.constant
-        return Symbol(signature.return_type, result)
+        return _unpacked(Symbol(signature.return_type, result))
 
 
 def intrinsic(function=None, **options):

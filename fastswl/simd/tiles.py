@@ -120,13 +120,13 @@ def _rows_of_tile(builder, first, row_stride, count, n_rows, elsewhere):
 
 
 @intrinsic(prefer_literal=True)
-def transpose_in(typingctx, storage, group, source, row_stride, count, tile):
-    """A group of columns (a literal says how many) of `lanes` rows that lie `row_stride` bytes apart, into `tile`: a vector a column,
-    end to end. With a `count` that is not None so many rows, and the first of them in the other lanes, too."""
+def transpose_in(typingctx, storage, group, source, row_stride, count):
+    """A group of columns (a literal says how many) of `lanes` rows that lie `row_stride` bytes apart, as a tuple of vectors. With a
+    `count` that is not None so many rows, and the first of them in the other lanes, too."""
     stored, vector, columns = storage.storage, storage.vector, group.literal_value
 
     def codegen(context, builder, sig, args):
-        _, _, source, row_stride, n_rows, tile = args
+        _, _, source, row_stride, n_rows = args
         n_rows = None if count == types.none else n_rows
         rows = [
             builder.load(pointer_to(builder, address, storage_llvm(stored, columns)), align=stored.itemsize)
@@ -136,34 +136,27 @@ def transpose_in(typingctx, storage, group, source, row_stride, count, tile):
             from_storage(context, builder, stored, concatenate(builder, rows[first::columns]))
             for first in range(columns)
         ]
-        for i, column in enumerate(_transpose_groups(builder, vectors)):
-            address = builder.add(tile, ir.Constant(I64, VECTOR_BYTES * i))
-            builder.store(column, pointer_to(builder, address, column.type), align=stored.arithmetic.bitwidth // 8)
+        return context.make_tuple(builder, sig.return_type, _transpose_groups(builder, vectors))
 
-    return types.none(storage, group, types.int64, types.int64, types.unliteral(count), types.int64), codegen
+    result = types.UniTuple(vector, columns)
+    return result(storage, group, types.int64, types.int64, types.unliteral(count)), codegen
 
 
 @intrinsic(prefer_literal=True)
-def transpose_out(typingctx, storage, group, tile, target, row_stride, count, room):
-    """The reverse of `transpose_in`; what is in lanes without a row goes to `room`."""
-    stored, vector, n_columns = storage.storage, storage.vector, group.literal_value
+def transpose_out(typingctx, storage, columns, target, row_stride, count, room):
+    """The reverse of `transpose_in`, of a tuple of columns; what is in lanes without a row goes to `room`."""
+    stored, vector, n_columns = storage.storage, storage.vector, len(columns)
 
     def codegen(context, builder, sig, args):
-        _, _, tile, target, row_stride, n_rows, room = args
+        _, group, target, row_stride, n_rows, room = args
         n_rows = None if count == types.none else n_rows
         rows = list(_rows_of_tile(builder, target, row_stride, n_rows, vector.lanes, room))
-        llvm = context.get_value_type(vector)
-        columns = []
-        for i in range(n_columns):
-            address = builder.add(tile, ir.Constant(I64, VECTOR_BYTES * i))
-            columns.append(builder.load(pointer_to(builder, address, llvm), align=stored.arithmetic.bitwidth // 8))
-        for first, value in enumerate(_transpose_groups(builder, columns)):
+        vectors = [builder.extract_value(group, i) for i in range(n_columns)]
+        for first, value in enumerate(_transpose_groups(builder, vectors)):
             whole = to_storage(context, builder, stored, value)
             for k in range(vector.lanes // n_columns):
                 part = shuffle(builder, whole, whole, range(n_columns * k, n_columns * k + n_columns))
                 row = pointer_to(builder, rows[n_columns * k + first], part.type)
                 builder.store(part, row, align=stored.itemsize)
 
-    return types.none(
-        storage, group, types.int64, types.int64, types.int64, types.unliteral(count), types.int64
-    ), codegen
+    return types.none(storage, columns, types.int64, types.int64, types.unliteral(count), types.int64), codegen
