@@ -2596,8 +2596,8 @@ GUESSED_ROWS = [
     mutant(
         "the class left out has no exponential where logits are not of the arithmetic type",
         BLOCK,
-        "lambda: loaded(put_at(pair, put)))",
-        "lambda: loaded(given_at(pair)))",
+        "lambda: loaded(put_at(self.put)))",
+        "lambda: loaded(self.given_at(pair)))",
         "test_guessed_rows.py::test_losses_and_gradients",
     ),
     mutant(
@@ -2666,7 +2666,7 @@ GUESSED_ROWS = [
     mutant(
         "exponentials in the place of results: those past the last pair don't go there",
         BLOCK,
-        "select(pair >= whole, put, target)",
+        "select(pair >= logits.whole, logits.put, target)",
         "target",
         "test_guessed_rows.py::test_softmax",
     ),
@@ -2801,8 +2801,8 @@ GUESSED_ROWS = [
     mutant(
         "the bounds of a row are those of all its vectors: side by side",
         BLOCK,
-        "for one in given_at(pair + i)]:",
-        "for one in given_at(pair + i)][1:]:",
+        "for one in logits.given_at(pair + i)]:",
+        "for one in logits.given_at(pair + i)][1:]:",
         "test_guessed_rows.py::test_losses_and_gradients",
     ),
     mutant(

@@ -134,61 +134,57 @@ def loaded(vectors):
     return tuple(vector() if callable(vector) else vector for vector in vectors)
 
 
+class Logits(NamedTuple):
+    """Where vectors of logits lie, in pairs: at `place`, as they were `given`; but the pairs from `whole` on and the pair `patched`
+    have been `put` in scratch memory with numbers of their own (-inf past a row's end and at the class that is left out), so that
+    others need not be copied first. None for the last three: all are at `place`."""
+
+    given: Any
+    place: int
+    low_parts: int | None  # of changed logits; 0 or None for none
+    put: int | None = None
+    whole: int | None = None
+    patched: int | None = None
+
+    def vector_bytes(self):
+        return lanes(self.given) * itemsize(self.given)
+
+    def given_at(self, pair):
+        """What loads the two vectors as they were given."""
+        place = self.place + 2 * self.vector_bytes() * pair
+        return [functools.partial(load, self.given, place + behind) for behind in (0, self.vector_bytes())]
+
+    def pair_at(self, storage, pair, own):
+        """What loads the two vectors of a pair, in the arithmetic type; they are `own` if they lie where they were given, if these are
+        loaded already."""
+        if self.patched is None:
+            return self.given_at(pair)
+
+        def put_at(place):
+            place = place + 2 * VECTOR_BYTES * pair
+            return [functools.partial(load, storage, place + behind) for behind in (0, VECTOR_BYTES)]
+
+        elsewhere = (pair == self.patched) | (pair >= self.whole)
+        if same_storage(self.given, storage):
+            return put_at(select(elsewhere, self.put, self.place))
+        return choose(elsewhere, lambda: own or loaded(self.given_at(pair)), lambda: loaded(put_at(self.put)))
+
+
 @formula
-def exp_and_sum(
-    storage,
-    given,
-    source,
-    low_parts,
-    put,
-    target,
-    keeps,
-    first,
-    n,
-    whole,
-    patched,
-    magic,
-    lowest,
-    ahead,
-    high,
-    low,
-    bounds,
-):
-    """e = exp(x) in units of the reference into `target` (may be `source`), of the vectors from `first` (an even number) to `n`;
-    the sum of each lane added to (high, low), float64. x instead, if `keeps` is not None.
+def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, high, low, bounds):
+    """e = exp(x) in units of the reference into `target` (may be where the logits are), of the vectors from `first` (an even number)
+    to `n`; the sum of each lane added to (high, low), float64. x instead, if `keeps` is not None.
 
-    Vectors go in pairs, whose sum goes to the float64 one, and several pairs side by side. The pairs from `whole` on and the
-    pair `patched` are read where they have been `put` with numbers of their own (-inf past a row's end and at the class that is
-    left out): the others need not be copied first, and lie at `source` as they were `given`. `n` is even then, and the exponentials
-    of the pairs from `whole` on stay where these were put. (None for both: all are at `source`.)
-    Meanwhile the lines that are read next are asked for, one a vector: what follows a row in memory comes while this one is
-    computed.
+    Vectors go in pairs, whose sum goes to the float64 one, and several pairs side by side. `n` is even where some pairs have been put
+    elsewhere; the exponentials of those from `whole` on stay there. Meanwhile the lines that are read next are asked for, one a
+    vector: what follows a row in memory comes while this one is computed.
 
-    Where `bounds` is not None, it is the bounds of what lies at `source`, too: third of what is returned; and no logit there is
-    compared with `lowest`, which they will tell: what has been put at `target` in its place is at least that.
+    Where `bounds` is not None, it is the bounds of the logits as they were given, too: third of what is returned; and none of them is
+    compared with `lowest`, which they will tell: what has been put in place of one is at least that.
     """
     total, rest = Running(high), Running(low)
 
     line = Running(ahead.place + ahead.step * first)
-
-    given_bytes = lanes(given) * itemsize(given)
-
-    def given_at(pair):
-        place = source + 2 * given_bytes * pair
-        return [functools.partial(load, given, place + behind) for behind in (0, given_bytes)]
-
-    def put_at(pair, place):
-        place = place + 2 * VECTOR_BYTES * pair
-        return [functools.partial(load, storage, place + behind) for behind in (0, VECTOR_BYTES)]
-
-    def pair_at(pair, own):
-        """What loads the two vectors of a pair; they are `own` if they lie where they were given, if these are loaded already."""
-        if patched is None:
-            return given_at(pair)
-        elsewhere = (pair == patched) | (pair >= whole)
-        if same_storage(given, storage):
-            return put_at(pair, select(elsewhere, put, source))
-        return choose(elsewhere, lambda: own or loaded(given_at(pair)), lambda: loaded(put_at(pair, put)))
 
     def ask_for_lines(count):
         for _ in range(count):
@@ -201,39 +197,41 @@ def exp_and_sum(
         total.value, rest.value = accumulate(storage, total.value, rest.value, e)
 
     def target_of(pair):
-        return target if patched is None else select(pair >= whole, put, target)
+        return target if logits.patched is None else select(pair >= logits.whole, logits.put, target)
+
+    def exponentials(x, targets, i, lowest):
+        return exp_of_several(storage, loaded(x), logits.low_parts, targets, keeps, i, magic, lowest)
 
     def add_pairs(pair, count, lowest=lowest, own=(), target_of=target_of):
-        loads = [one for i in range(count) for one in pair_at(pair + i, own[2 * i : 2 * i + 2])]
+        x = [one for i in range(count) for one in logits.pair_at(storage, pair + i, own[2 * i : 2 * i + 2])]
         ask_for_lines(2 * count)
         targets = [target_of(pair + i) for i in range(count) for _ in range(2)]
-        e = exp_of_several(storage, loaded(loads), low_parts, targets, keeps, 2 * pair, magic, lowest)
+        e = exponentials(x, targets, 2 * pair, lowest)
         for i in range(count):
             add(e[2 * i] + e[2 * i + 1])
 
     side_by_side = vectors_side_by_side(PAIRS_SIDE_BY_SIDE)
     first, n_pairs = first >> 1, n >> 1
-    if patched is None:
+    if logits.patched is None:
         for pair, count in by_groups(first, n_pairs, side_by_side):
             add_pairs(pair, count)
 
         def last():
             ask_for_lines(1)
-            x = (load(given, source + given_bytes * (n - 1)),)
-            add(exp_of_several(storage, x, low_parts, [target], keeps, n - 1, magic, lowest)[0])
+            add(exponentials(logits.given_at(n_pairs)[:1], [target], n - 1, lowest)[0])
 
         when((n & 1) != 0, last)
         return total.value, rest.value, bounds
 
-    inside, lowest_inside = n_pairs, lowest
+    inside, lowest_inside, target_inside = n_pairs, lowest, target_of
     if bounds is not None:
-        inside, lowest_inside = least(n_pairs, whole), None
+        inside, lowest_inside, target_inside = least(n_pairs, logits.whole), None, lambda pair: target
         top, bottom = Running(bounds.top), Running(bounds.bottom)
 
     def note(pair, count):
         noted = []
         if bounds is not None:
-            for load_vector in [one for i in range(count) for one in given_at(pair + i)]:
+            for load_vector in [one for i in range(count) for one in logits.given_at(pair + i)]:
                 x = load_vector()
                 top.value, bottom.value = larger(x, top.value), smaller(x, bottom.value)
                 noted.append(x)
@@ -242,14 +240,13 @@ def exp_and_sum(
     grouped = first + quotient(inside - first, side_by_side) * side_by_side
     for pair in steps(first, grouped, side_by_side):
         own = note(pair, side_by_side)
-        # (all inside where there are bounds)
-        add_pairs(pair, side_by_side, lowest_inside, own, target_of if bounds is None else lambda pair: target)
+        add_pairs(pair, side_by_side, lowest_inside, own, target_inside)
 
-    # what fills no group, and a pair that is not all inside, are one: neither waits for the other's sum (softmax of 1,000 classes:
-    # 4 % off)
     def note_odd():
         note(grouped, 1)
 
+    # what fills no group, and a pair that is not all inside, are one: neither waits for the other's sum (softmax of 1,000 classes:
+    # 4 % off)
     if side_by_side > 1:
         when(grouped < inside, note_odd)
     rests = [functools.partial(add_pairs, grouped, count) for count in range(1, side_by_side + 1)]

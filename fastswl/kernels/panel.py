@@ -14,6 +14,7 @@ from fastswl.kernels.block import (
     FAR_AHEAD,
     STRIDED_AHEAD,
     Ahead,
+    Logits,
     block_maximum,
     by_low_parts,
     cap_and_scale,
@@ -213,10 +214,8 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, buffer, wait
 @formula
 def exp_of_tile(storage, tile, low_parts, exponentials, first, end, magic, lowest, ahead, high, low):
     """`exp_and_sum` of logits that are all in the tile."""
-    high, low, _ = exp_and_sum(
-        storage, storage, tile, low_parts, exponentials, exponentials, None, first, end, None, None, magic, lowest, ahead,
-        high, low, None,
-    )  # fmt: skip
+    logits = Logits(storage, tile, low_parts)
+    high, low, _ = exp_and_sum(storage, logits, exponentials, None, first, end, magic, lowest, ahead, high, low, None)
     return high, low
 
 

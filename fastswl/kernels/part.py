@@ -15,6 +15,7 @@ from fastswl.kernels.block import (
     FAR_AHEAD,
     Ahead,
     Bounds,
+    Logits,
     block_maximum,
     by_low_parts,
     cap_and_scale,
@@ -460,10 +461,10 @@ def lines_from(place):
 def exp_of_bite(storage, source, low_parts, put, target, first, n, whole, patched, magic, lowest, ahead, high, low):
     """`exp_and_sum` as a function of its own: in place, its constants were loaded from memory again for every vector."""
     stays_a_function()
+    logits = Logits(storage, source, low_parts, put, whole, patched)
     high, low, _ = exp_and_sum(
-        storage, storage, source, low_parts, put, target, None, first, n, whole, patched, magic, lowest,
-        lines_from(ahead), high, low, None,
-    )  # fmt: skip
+        storage, logits, target, None, first, n, magic, lowest, lines_from(ahead), high, low, None
+    )
     return high, low
 
 
@@ -473,22 +474,19 @@ def exp_of_guessed_bite(
 ):
     """The same with bounds, of logits as they were given, which log_softmax keeps."""
     stays_a_function()
+    logits = Logits(given, source, None, put, whole, patched)
     bounds = Bounds(top, bottom)
-    return with_bounds(
-        given, plan, source, put, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds
-    )
+    return with_bounds(plan, logits, target, first, n, magic, lowest, ahead, high, low, bounds)
 
 
 @formula
-def with_bounds(given, plan, source, put, target, first, n, whole, patched, magic, lowest, ahead, high, low, bounds):
+def with_bounds(plan, logits, target, first, n, magic, lowest, ahead, high, low, bounds):
     """`exp_and_sum` of a guessed part."""
-    storage = arithmetic_of(given)
+    storage = arithmetic_of(logits.given)
 
     def add_up(keeps):
-        return exp_and_sum(
-            storage, given, source, None, put, target, keeps, first, n, whole, patched, magic, lowest,
-            lines_from(ahead), high, low, bounds,
-        )  # fmt: skip
+        following = lines_from(ahead)
+        return exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, following, high, low, bounds)
 
     # (a loop for each: with a choice in the loop exponentials are 3 % slower)
     total, rest, both = choose(plan.operation == LOG_SOFTMAX, lambda: add_up(None), lambda: add_up(True))

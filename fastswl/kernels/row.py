@@ -2,7 +2,7 @@
 
 A row is cut into parts of at most `PART_VECTORS` vectors. Each part has its own power of two as a reference, so that it is read
 from main memory once; parts merge by exact powers of two, in order. The row walk takes a whole row (or a batch of short
-ones) in one thread and keeps its exponentials in the cache.
+ones) in one thread and keeps its exponentials in the cache: in scratch memory, or where the results go if these stay in the cache.
 """
 
 from fastswl.compilation import block_kernel, routine
