@@ -211,7 +211,7 @@ def exp_above(storage, x, magic, lowest):
 @formula
 def exp_within(storage, x, magic):
     """`exp_above` of x that are `lowest` or more. By table 2**(n/8) (1 + r P(r)), whose error is that of the last sum and little
-    more: 0.60 ulp at most, where 2**n P(r) is 0.88 off (and in cache, with 2 more multiplications in a chain 3 longer, 3 to 11 %
+    more: 0.62 ulp at most, where 2**n P(r) is 0.88 off (and in cache, with 2 more multiplications in a chain 3 longer, 3 to 11 %
     slower)."""
     if by_table(storage):
         return exp_by_table(*reduce_to_eighth(x, magic))
