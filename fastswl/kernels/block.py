@@ -285,13 +285,6 @@ def exp_of_several(storage, logits, low_parts, targets, keeps, first, magic, low
 
 
 @formula
-def fill_block(storage, target, n, value):
-    """`value` (a vector) everywhere."""
-    for i in steps(0, n):
-        store(storage, target + VECTOR_BYTES * i, value)
-
-
-@formula
 def subtract(storage, source, low_parts, n, shift):
     """x - shift, in place: for rows far from 0, where it is exact for all that counts (Sterbenz).
 
