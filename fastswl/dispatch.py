@@ -217,10 +217,10 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     if plan.weight is not None:
         others["weight"] = address_of(plan.weight)
         if plan.probabilities or plan.label_smoothing != 0.0:
-            layout = STORAGES[storages[0]]
-            held = np.zeros(logits.shape[-1] + layout.lanes, f"f{layout.arithmetic.bitwidth // 8}")
-            held[: -layout.lanes] = plan.weight
-            others["weight_vector"], others["weight_total"] = address_of(held), sum_of_weights(plan.weight)
+            held = _weights_of_classes(plan.weight, storages[0])
+            names = ("weight", "weight_vector", "part_weights")
+            others |= zip(names, map(address_of, held), strict=True)
+            others["weight_total"] = exact_sum(held[-1].tolist())
 
     divisor = _divisor(plan, arrays, route, others)
     upstream = 1.0 if isinstance(plan.upstream, np.ndarray) else plan.upstream
@@ -248,6 +248,16 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
             plan.grad[...] = 0
         return np.float64(0.0 if plan.empty == "zero" else math.nan)
     return np.float64(total / divisor)
+
+
+def _weights_of_classes(weight: Array, storage: str) -> tuple[Array, Array, Array]:
+    """Class weights with a vector of zeros behind, the same in the arithmetic type, and their sum over each part of a row."""
+    layout = STORAGES[storage]
+    wide = np.zeros(weight.size + layout.lanes)
+    wide[: weight.size] = weight
+    part_classes = PART_VECTORS * layout.lanes
+    sums = [sum_of_weights(weight[first : first + part_classes]) for first in range(0, weight.size, part_classes)]
+    return wide, wide.astype(f"f{layout.arithmetic.bitwidth // 8}"), np.array(sums)
 
 
 def _divisor(plan: LossPlan, arrays: _Arrays, route: Route, others: dict[str, Any]) -> float:

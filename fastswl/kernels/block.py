@@ -87,13 +87,6 @@ def smaller(x, bottom):
     return select(x < bottom, x, bottom)
 
 
-class Bounds(NamedTuple):
-    """The largest and the smallest logit of each lane so far."""
-
-    top: Any
-    bottom: Any
-
-
 @formula
 def block_maximum(storage, source, n):
     """The largest of each lane; NaN is dropped (the exponentials keep it)."""
@@ -158,7 +151,7 @@ class Logits(NamedTuple):
         """What loads the two vectors of a pair, in the arithmetic type; they are `own` if they lie where they were given, if these are
         loaded already."""
         if self.patched is None:
-            return self.given_at(pair)
+            return own or self.given_at(pair)
 
         def put_at(place):
             place = place + 2 * VECTOR_BYTES * pair
@@ -171,7 +164,7 @@ class Logits(NamedTuple):
 
 
 @formula
-def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, high, low, bounds):
+def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, high, low, watch):
     """e = exp(x) in units of the reference into `target` (may be where the logits are), of the vectors from `first` (an even number)
     to `n`; the sum of each lane added to (high, low), float64. x instead, if `keeps` is not None.
 
@@ -179,8 +172,9 @@ def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, 
     elsewhere; the exponentials of those from `whole` on stay there. Meanwhile the lines that are read next are asked for, one a
     vector: what follows a row in memory comes while this one is computed.
 
-    Where `bounds` is not None, it is the bounds of the logits as they were given, too: third of what is returned; and none of them is
-    compared with `lowest`, which they will tell: what has been put in place of one is at least that.
+    If `watch` is not None, it gets the number of each vector and the logits as they were given (not of what has been put elsewhere
+    from `whole` on). Of logits some of which have been put elsewhere it is to see their bounds: none is compared with `lowest` then,
+    and what has been put in place of one is at least that.
     """
     total, rest = Running(high), Running(low)
 
@@ -212,30 +206,33 @@ def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, 
 
     side_by_side = vectors_side_by_side(PAIRS_SIDE_BY_SIDE)
     first, n_pairs = first >> 1, n >> 1
-    if logits.patched is None:
-        for pair, count in by_groups(first, n_pairs, side_by_side):
-            add_pairs(pair, count)
-
-        def last():
-            ask_for_lines(1)
-            add(exponentials(logits.given_at(n_pairs)[:1], [target], n - 1, lowest)[0])
-
-        when((n & 1) != 0, last)
-        return total.value, rest.value, bounds
-
-    inside, lowest_inside, target_inside = n_pairs, lowest, target_of
-    if bounds is not None:
-        inside, lowest_inside, target_inside = least(n_pairs, logits.whole), None, lambda pair: target
-        top, bottom = Running(bounds.top), Running(bounds.bottom)
 
     def note(pair, count):
         noted = []
-        if bounds is not None:
-            for load_vector in [one for i in range(count) for one in logits.given_at(pair + i)]:
-                x = load_vector()
-                top.value, bottom.value = larger(x, top.value), smaller(x, bottom.value)
-                noted.append(x)
+        if watch is not None:
+            for i, load_vector in enumerate([one for k in range(count) for one in logits.given_at(pair + k)]):
+                noted.append(load_vector())
+                watch(2 * pair + i, noted[-1])
         return tuple(noted)
+
+    if logits.patched is None:
+        for pair, count in by_groups(first, n_pairs, side_by_side):
+            add_pairs(pair, count, own=note(pair, count))
+
+        def last():
+            ask_for_lines(1)
+            last_logits = logits.given_at(n_pairs)[0]
+            if watch is not None:
+                last_logits = last_logits()
+                watch(n - 1, last_logits)
+            add(exponentials([last_logits], [target], n - 1, lowest)[0])
+
+        when((n & 1) != 0, last)
+        return total.value, rest.value
+
+    inside, lowest_inside, target_inside = n_pairs, lowest, target_of
+    if watch is not None:
+        inside, lowest_inside, target_inside = least(n_pairs, logits.whole), None, lambda pair: target
 
     grouped = first + quotient(inside - first, side_by_side) * side_by_side
     for pair in steps(first, grouped, side_by_side):
@@ -251,7 +248,7 @@ def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, 
         when(grouped < inside, note_odd)
     rests = [functools.partial(add_pairs, grouped, count) for count in range(1, side_by_side + 1)]
     choose(n_pairs - grouped, lambda: None, *rests)
-    return total.value, rest.value, None if bounds is None else Bounds(top.value, bottom.value)
+    return total.value, rest.value
 
 
 @formula

@@ -134,7 +134,8 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
             when(place >= 0, of_any)
 
             def even_mass(i=i):
-                own = smoothing_unit(plan) * weight_of_part(plan, i, part_classes)
+                n = least(part_classes, plan.n_classes - part_classes * i)
+                own = smoothing_unit(plan) * weight_of_part(plan, i, n)
                 store_double(parts + PART_BYTES * i + RECORD_STEP * PART_MASS, own)
 
             when(spread_evenly(plan), even_mass)
@@ -232,16 +233,6 @@ def mark_rows(storage, plan, table, count):
 
 
 @formula
-def weight_of_part(plan, number, part_classes):
-    """The class weights of a part added up."""
-    first = number * part_classes
-    end = least(first + part_classes, plan.n_classes)
-
-    def one_by_one():
-        total = Running(0.0)
-        for c in steps(first, end):
-            total.value = total.value + load_double(plan.weight + 8 * c)
-        return total.value
-
-    way = select(plan.weight == 0, 0, select(end - first == plan.n_classes, 1, 2))
-    return choose(way, lambda: to_float64(end - first), lambda: plan.weight_total, one_by_one)
+def weight_of_part(plan, number, n):
+    """The class weights of a part of `n` classes added up. (One by one in the kernel they took four times what all else did.)"""
+    return choose(plan.weight != 0, lambda: to_float64(n), lambda: load_double(plan.part_weights + 8 * number))

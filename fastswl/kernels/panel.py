@@ -215,8 +215,7 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, buffer, wait
 def exp_of_tile(storage, tile, low_parts, exponentials, first, end, magic, lowest, ahead, high, low):
     """`exp_and_sum` of logits that are all in the tile."""
     logits = Logits(storage, tile, low_parts)
-    high, low, _ = exp_and_sum(storage, logits, exponentials, None, first, end, magic, lowest, ahead, high, low, None)
-    return high, low
+    return exp_and_sum(storage, logits, exponentials, None, first, end, magic, lowest, ahead, high, low, None)
 
 
 @formula

@@ -14,7 +14,6 @@ from fastswl.kernels.block import (
     FAR_64,
     FAR_AHEAD,
     Ahead,
-    Bounds,
     Logits,
     block_maximum,
     by_low_parts,
@@ -36,6 +35,7 @@ from fastswl.kernels.lines import (
     vectors_of,
     write_bite,
 )
+from fastswl.kernels.merge import weight_of_part
 from fastswl.kernels.plan import (
     INDEX_TARGETS,
     LOG_SOFTMAX,
@@ -50,12 +50,16 @@ from fastswl.kernels.record import (
     PART_APART_EXP,
     PART_APART_LOW,
     PART_CLASS,
+    PART_DISTANCE,
+    PART_MASS_AT,
+    PART_MASS_MOVES,
     PART_POWER,
     PART_REFERENCE_LOW,
     PART_REST,
     PART_REST_LOW,
     PART_TOP,
     PART_UNITS,
+    PART_VECTORS,
     RECORD_STEP,
 )
 from fastswl.kernels.results import target_in_part
@@ -65,25 +69,30 @@ from fastswl.kernels.rows import (
     REPEATED,
     SHIFT,
     SPREAD_AT_TARGET,
+    smoothing_unit,
 )
-from fastswl.kernels.spread import fill_masked, spread_of_part
+from fastswl.kernels.spread import fill_masked, spread_of_part, sum_one
 from fastswl.kernels.stream import INTERLEAVED
 from fastswl.simd import (
     VECTOR_BYTES,
+    Running,
     any_lane,
     arithmetic_of,
     by_type,
     choose,
     first_lane,
+    fma,
     formula,
     greatest,
     itemsize,
     lane,
+    lane_numbers,
     lanes,
     least,
     load,
     load_double,
     load_one,
+    load_wide,
     log2_of,
     power_of_two,
     put_in_place,
@@ -92,12 +101,15 @@ from fastswl.simd import (
     select,
     splat_like,
     stays_a_function,
+    steps,
     store,
     store_double,
+    store_int64,
     store_one,
     to_float64,
     when,
     wide_zero,
+    widen,
     word,
 )
 from fastswl.vectormath import exp_above, exp_of_sum_above, exp_reference, max_lanes, nearest_power, total_of_lanes
@@ -145,10 +157,10 @@ def row_part(
     # what follows in memory: the next part, or the next row of a contiguous array
     ahead = place + plan.logits_class * n
     readable = vectors_can_be_read(storage, plan, n) and load_double(table + SHIFT + 8 * row) == 0.0
-    if readable and may_be_guessed(plan, table, row):
+    if readable and may_be_guessed(arithmetic, plan, table, row):
         if guess_part(
-            storage, plan, table, row, part, step, logits, target, place, first_class, n, ahead, done, written
-        ):
+            storage, target_storage, plan, table, row, part, step, logits, target, place, first_class, n, ahead, done, written
+        ):  # fmt: skip
             return
         n_done = word(0)
     # where the logits are read, and from which pair of vectors on they are in scratch memory
@@ -256,15 +268,19 @@ def leaves_largest_out(plan, table, row):
 
 
 @formula
-def may_be_guessed(plan, table, row):
+def may_be_guessed(storage, plan, table, row):
     """Whether the power of two of a part may be guessed: only its exponentials hang on the largest logit, and guesses were right."""
     right = load_double(table + GUESS + 8) < WRONG_GUESSES
-    loss = (plan.operation == LOSS) & (plan.kind == INDEX_TARGETS) & ~spread_wanted(plan)
+    # (what an even smoothing adds is a difference of sums without the largest logit, for which float64 arithmetic has no digits)
+    serves = by_type(storage, spread_evenly(plan), False) | ~spread_wanted(plan)
+    loss = (plan.operation == LOSS) & (plan.kind == INDEX_TARGETS) & serves
     return right & (loss | ((plan.operation != LOSS) & ~leaves_largest_out(plan, table, row)))
 
 
 @routine
-def guess_part(given, plan, table, row, part, step, put, exponentials, logits, first_class, n, ahead, done, written):
+def guess_part(
+    given, target_storage, plan, table, row, part, step, put, exponentials, logits, first_class, n, ahead, done, written,
+):  # fmt: skip
     """`row_part` in one pass over the logits, in units of a power of two that is guessed; whether the guess was right. If not,
     all has to be done again, but for the results `done`.
 
@@ -280,6 +296,7 @@ def guess_part(given, plan, table, row, part, step, put, exponentials, logits, f
     units = load_double(table + GUESS)
     magic, lowest = exp_reference(storage, narrow_splat(storage, put, units))
     past, tail = put_edge(given, logits, put, n)
+    weights, weighed = weigh_edge(storage, target_storage, plan, put, first_class, whole, n)
     chosen = target_in_part(plan, table, row, first_class, n)
     patched, _, apart_exp = leave_out_of_part(
         given, plan, table, row, part, step, logits, whole, put, None, 0, chosen, lane(lowest, 0), tail, magic, lowest,
@@ -292,16 +309,63 @@ def guess_part(given, plan, table, row, part, step, put, exponentials, logits, f
     while first < n_vectors:
         write_bite(results, done, written, first, least(bite, n_done - first))
         end = least(first + bite, n_filled)
-        high, low, top, bottom = exp_of_guessed_bite(
-            given, plan, logits, put, exponentials, first, end, whole, patched, magic, lowest, ahead, high, low, top, bottom
+        high, low, top, bottom, weighed = exp_of_guessed_bite(
+            given, plan, logits, put, exponentials, weights, first, end, whole, patched, magic, lowest, ahead, high, low, top, bottom,
+            weighed,
         )  # fmt: skip
         first = end
     write_bite(results, done, written, n_vectors, n_done - n_vectors)
     if put != exponentials:
         copy_numbers(storage, put, exponentials, whole * (2 * lanes(storage)), n)
-    return settle_guess(
+    right = settle_guess(
         storage, table, part, step, exponentials, units, lowest, high, low, top, bottom, chosen, apart_exp
     )
+    if target_storage is not None and right and spread_evenly(plan):
+        spread_of_guessed(storage, plan, table, part, step, first_class, n, weighed)
+    return right
+
+
+@formula
+def weigh_edge(storage, target_storage, plan, put, first_class, whole, n):
+    """Where the weights of a part's classes lie, and the sum of logits times them in each lane, of those past the last whole pair of
+    vectors, which `put_edge` has put elsewhere. None in kernels for plain calls."""
+    if target_storage is None:
+        return None, None
+    weights = select(plan.weight == 0, 0, plan.weight + 8 * first_class)
+    zero = wide_zero(storage)
+    total = Running(zero)
+    for i in steps(2 * whole, vectors_of(storage, n)):
+        x = load(storage, put + VECTOR_BYTES * i)
+        weighed = choose(
+            weights != 0,
+            functools.partial(weigh, storage, None, zero, i, x),
+            functools.partial(weigh, storage, weights, zero, i, x),
+        )
+        inside = lane_numbers(storage) < to_float64(n - lanes(storage) * i)
+        total.value = total.value + select(inside, weighed, zero)
+    return weights, total.value
+
+
+def weigh(storage, weights, total, i, x):
+    """For formulas: `total` and the vector number i of logits more, times the class weights, if there are any."""
+    return (
+        total + widen(x)
+        if weights is None
+        else fma(load_wide(storage, weights + 8 * lanes(storage) * i), widen(x), total)
+    )
+
+
+@formula
+def spread_of_guessed(storage, plan, table, part, step, first_class, n, weighed):
+    """Of an even smoothing what `spread_of_part` stores: where the mass of the classes lies, and sum of q (m - x), from that of w x."""
+    top = load_double(part + step * PART_TOP)
+    part_weight = weight_of_part(plan, first_class >> log2_of(PART_VECTORS * lanes(storage)), n)
+    away = smoothing_unit(plan) * (part_weight * top - sum_one(storage, weighed))
+    store_double(part + step * PART_DISTANCE, away)
+    weighted = plan.weight != 0
+    at = select(weighted, plan.weight_vector + itemsize(storage) * first_class, table + ONES)
+    store_int64(part + step * PART_MASS_AT, at)
+    store_int64(part + step * PART_MASS_MOVES, select(weighted, 1, 0))
 
 
 @formula
@@ -462,35 +526,45 @@ def exp_of_bite(storage, source, low_parts, put, target, first, n, whole, patche
     """`exp_and_sum` as a function of its own: in place, its constants were loaded from memory again for every vector."""
     stays_a_function()
     logits = Logits(storage, source, low_parts, put, whole, patched)
-    high, low, _ = exp_and_sum(
-        storage, logits, target, None, first, n, magic, lowest, lines_from(ahead), high, low, None
-    )
-    return high, low
+    return exp_and_sum(storage, logits, target, None, first, n, magic, lowest, lines_from(ahead), high, low, None)
 
 
 @routine
 def exp_of_guessed_bite(
-    given, plan, source, put, target, first, n, whole, patched, magic, lowest, ahead, high, low, top, bottom
-):
-    """The same with bounds, of logits as they were given, which log_softmax keeps."""
+    given, plan, source, put, target, weights, first, n, whole, patched, magic, lowest, ahead, high, low, top, bottom, weighed
+):  # fmt: skip
+    """The same of logits as they were given, which log_softmax keeps, with their bounds; and where `weighed` is not None the sum of
+    them times the class weights, if that is asked for."""
     stays_a_function()
     logits = Logits(given, source, None, put, whole, patched)
-    bounds = Bounds(top, bottom)
-    return with_bounds(plan, logits, target, first, n, magic, lowest, ahead, high, low, bounds)
+    return with_bounds(plan, logits, target, weights, first, n, magic, lowest, ahead, high, low, top, bottom, weighed)
 
 
 @formula
-def with_bounds(plan, logits, target, first, n, magic, lowest, ahead, high, low, bounds):
+def with_bounds(plan, logits, target, weights, first, n, magic, lowest, ahead, high, low, top, bottom, weighed):
     """`exp_and_sum` of a guessed part."""
     storage = arithmetic_of(logits.given)
 
-    def add_up(keeps):
+    def add_up(keeps=None, asked=False, weights=None):
+        largest, smallest = Running(top), Running(bottom)
+        total = None if weighed is None else Running(weighed)
+
+        def watch(i, x):
+            largest.value, smallest.value = larger(x, largest.value), smaller(x, smallest.value)
+            if asked:
+                total.value = weigh(storage, weights, total.value, i, x)
+
         following = lines_from(ahead)
-        return exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, following, high, low, bounds)
+        sums = exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, following, high, low, watch)
+        return *sums, largest.value, smallest.value, None if total is None else total.value
 
     # (a loop for each: with a choice in the loop exponentials are 3 % slower)
-    total, rest, both = choose(plan.operation == LOG_SOFTMAX, lambda: add_up(None), lambda: add_up(True))
-    return total, rest, both.top, both.bottom
+    ways = [add_up, functools.partial(add_up, True)]
+    way = select(plan.operation == LOG_SOFTMAX, 1, 0)
+    if weighed is not None:
+        ways += [functools.partial(add_up, None, True), functools.partial(add_up, None, True, weights)]
+        way = select(spread_evenly(plan), select(weights == 0, 2, 3), way)
+    return choose(way, *ways)
 
 
 @formula

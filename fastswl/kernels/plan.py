@@ -31,8 +31,9 @@ class Plan(NamedTuple):
     upstream: int  # float64
     mask: int  # one byte a class
     row_values: int  # logsumexp or per-row losses
-    weight: int  # float64, one a class
+    weight: int  # float64, one a class, with a vector of zeros behind where there is smoothing
     weight_vector: int  # the same in the arithmetic type, with a vector of zeros behind
+    part_weights: int  # sums of them over the classes of each part of a row, float64
     partials: int  # (sum, rest) of the losses of each block, float64
     row_factor: float  # of every row's gradient: upstream logit_scale / divisor
     weight_total: float  # of all classes
