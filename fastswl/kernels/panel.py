@@ -5,6 +5,8 @@ transposed on its way in and out), and class axes that are not the innermost (th
 and are loaded as they are).
 """
 
+import functools
+
 import numpy as np
 
 from fastswl.compilation import block_kernel, routine
@@ -59,6 +61,8 @@ from fastswl.kernels.rows import (
     SCALE,
     SCALE_LOW,
     SPREAD_AT_TARGET,
+    SPREAD_DISTANCE,
+    SPREAD_MASS,
     SPREAD_SCALE,
     TABLE_BYTES,
     TARGET_GRADIENT,
@@ -109,6 +113,7 @@ from fastswl.simd import (
     steps,
     store,
     store_double,
+    store_int64,
     store_one,
     store_wide,
     to_float64,
@@ -120,13 +125,17 @@ from fastswl.simd import (
 )
 from fastswl.vectormath import exp_reference, nearest_power
 
+#: what stands in place of a class that is left out where the sum of all logits is wanted: its exponential is 0, whatever N
+FAR_BELOW = -2048.0
+
 
 @routine
-def prepare_tile(storage, target_storage, plan, table, outer, inner, count, together):
+def prepare_tile(storage, target_storage, plan, table, outer, inner, count, together, is_weighed_on_the_way):
     """The logits of a tile, and what is known of them before their exponentials; `table` and the tile's areas lie end to end.
 
     Areas: logits then exponentials; mass (log_softmax: exponentials); low parts of changed logits; slopes of the change;
-    softmax where it is wanted beside the gradient. With `together` the logits are in the tile.
+    softmax where it is wanted beside the gradient. With `together` the logits are in the tile. `is_weighed_on_the_way` is as the
+    formula of that name says, but for tiles where that failed.
     """
     arithmetic = arithmetic_of(storage)
     n_classes = plan.n_classes
@@ -140,10 +149,16 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
         top = block_maximum(arithmetic, tile, n_classes)
     else:
         top = load_tile(storage, tile, source, plan.logits_inner, plan.logits_class, n_classes, count)
-    is_changed = active < count
-    if active < count:
-        clear_ignored(arithmetic, table, tile, n_classes)
+    is_changed = False
     low_parts = no_low_parts(target_storage)
+    if (
+        target_storage is not None
+        and active < count
+        and not is_weighed_on_the_way
+        and (spread_wanted(plan) or changed(plan))
+    ):
+        clear_ignored(arithmetic, table, tile, n_classes)
+        is_changed = True
     if target_storage is not None and changed(plan):
         low_parts = low_area
         cap_and_scale(arithmetic, tile, low_parts, slopes, n_classes, plan.softcap, plan.logit_scale)
@@ -164,15 +179,27 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
 
     if leaves_one_out(plan) and plan.kind != INDEX_TARGETS:
         find_largest(arithmetic, table, tile, low_parts, n_classes)
-    if target_storage is not None and spread_wanted(plan):
+    nothing = -np.inf
+    if target_storage is not None and is_weighed_on_the_way:
+        nothing = FAR_BELOW
+    elif target_storage is not None and spread_wanted(plan):
         spread_of_tile(arithmetic, target_storage, plan, table, tile, low_parts, mass, m, outer, inner, count)
 
     if leaves_one_out(plan):
-        leave_out(arithmetic, plan, table, tile, low_parts, mass, count)
+        leave_out(arithmetic, plan, table, tile, low_parts, mass, count, nothing)
+
+
+@formula
+def weighed_on_the_way(storage, target_storage, plan):
+    """Whether the logits times the class weights are added up while their exponentials are computed, for a smoothing that is even.
+    (A difference of sums without the largest logit: float64 arithmetic has no digits for that.)"""
+    if target_storage is None:
+        return False
+    return by_type(storage, spread_evenly(plan) & ~changed(plan), False)
 
 
 @routine
-def sum_up_tile(storage, target_storage, plan, table, outer, inner, buffer, waiting, is_first):
+def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, buffer, waiting, is_first):
     """From the logits of a tile, of which `prepare_tile` knows the largest, to its exponentials and their sums.
 
     Meanwhile the results of the tile before, which lie in `buffer`, go to `waiting`, where that is not 0; `is_first` says whether
@@ -189,10 +216,11 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, buffer, wait
     magic, lowest = exp_reference(arithmetic, narrow(arithmetic, load_wide(arithmetic, table + POWER)))
     ahead = what_is_next(storage, plan, plan.logits + outer * plan.logits_outer + inner * plan.logits_inner)
     rest, rest_low = wide_zero(arithmetic), wide_zero(arithmetic)
+    weighed = nothing_weighed(arithmetic, target_storage)
     if waiting == 0:
-        rest, rest_low = exp_of_tile(
-            arithmetic, tile, low_parts, exponentials, word(0), n_classes, magic, lowest, ahead, rest, rest_low
-        )
+        rest, rest_low, weighed = exp_of_tile(
+            arithmetic, plan, tile, low_parts, exponentials, word(0), n_classes, magic, lowest, ahead, rest, rest_low, weighed
+        )  # fmt: skip
     else:
         # (a loop of its own: as one of a single round it cost 2 classes 10 %)
         results = result_of(storage)
@@ -203,19 +231,78 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, buffer, wait
             if n_now > 0:
                 write_lines(line + LINE_BYTES * first, lines_at + LINE_BYTES * first, n_now)
             end = least(first + INTERLEAVED, n_classes)
-            rest, rest_low = exp_of_tile(
-                arithmetic, tile, low_parts, exponentials, first, end, magic, lowest, ahead, rest, rest_low
-            )
+            rest, rest_low, weighed = exp_of_tile(
+                arithmetic, plan, tile, low_parts, exponentials, first, end, magic, lowest, ahead, rest, rest_low, weighed
+            )  # fmt: skip
         keep_rest(results, buffer, waiting, n_numbers, line, lines_at, n_lines, False)
+    on_the_way = target_storage is not None and weighed_on_the_way(arithmetic, target_storage, plan)
+    if target_storage is not None and on_the_way and not spread_of_weighed(arithmetic, plan, table, weighed):
+        # with logits that are not finite, one after the other
+        prepare_tile(storage, target_storage, plan, table, outer, inner, count, False, False)
+        magic, lowest = exp_reference(arithmetic, narrow(arithmetic, load_wide(arithmetic, table + POWER)))
+        rest, rest_low, _ = exp_of_tile(
+            arithmetic, plan, tile, low_parts, tile, word(0), n_classes, magic, lowest, ahead,
+            wide_zero(arithmetic), wide_zero(arithmetic), weighed,
+        )  # fmt: skip
+    if plan.operation == LOSS:
+        rest = drop_ignored(arithmetic, table, tile, n_classes, rest)
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)
 
 
 @formula
-def exp_of_tile(storage, tile, low_parts, exponentials, first, end, magic, lowest, ahead, high, low):
-    """`exp_and_sum` of logits that are all in the tile."""
+def nothing_weighed(storage, target_storage):
+    return None if target_storage is None else wide_zero(storage)
+
+
+@formula
+def exp_of_tile(storage, plan, tile, low_parts, exponentials, first, end, magic, lowest, ahead, high, low, weighed):
+    """`exp_and_sum` of logits that are all in the tile; and, where `weighed` is not None, the sum of them times the class weights, if
+    that is asked for."""
     logits = Logits(storage, tile, low_parts)
-    return exp_and_sum(storage, logits, exponentials, None, first, end, magic, lowest, ahead, high, low, None)
+
+    def add_up(asked=False, weights=None):
+        total = None if weighed is None else Running(weighed)
+
+        def watch(c, x):
+            if weights is None:
+                total.value = total.value + widen(x)
+            else:
+                total.value = fma(load_double(weights + 8 * c), widen(x), total.value)
+
+        sums = exp_and_sum(
+            storage, logits, exponentials, None, first, end, magic, lowest, ahead, high, low, watch if asked else None
+        )
+        return *sums, None if total is None else total.value
+
+    if weighed is None or by_type(storage, False, True):
+        return add_up()
+    way = select(weighed_on_the_way(storage, True, plan), select(plan.weight == 0, 1, 2), 0)
+    return choose(way, add_up, functools.partial(add_up, True), functools.partial(add_up, True, plan.weight))
+
+
+@formula
+def spread_of_weighed(storage, plan, table, weighed):
+    """What `spread_of_tile` stores, from the sum of w x, in which `FAR_BELOW` stands for the target; whether that is finite."""
+    m, apart = load_wide(storage, table + REFERENCE), load_wide(storage, table + APART)
+    has_target = load_wide(storage, table + CLASS) >= 0.0
+    unit = smoothing_unit(plan)
+    own = load_wide(storage, table + SPREAD_AT_TARGET) * (apart - FAR_BELOW)
+    away = unit * (plan.weight_total * m - weighed) - select(has_target, own, wide_zero(storage))
+    store_wide(storage, table + SPREAD_MASS, splat_like(away, unit * plan.weight_total))
+    store_wide(storage, table + SPREAD_DISTANCE, away)
+    weighted = plan.weight != 0
+    store_int64(table + MASS_AT, select(weighted, plan.weight_vector, table + ONES))
+    store_int64(table + MASS_MOVES, select(weighted, 1, 0))
+    return ~any_lane(~(absolute(away) < np.inf))
+
+
+@formula
+def drop_ignored(storage, table, tile, n_classes, rest):
+    """The sums of exponentials, but 0 of ignored rows that are not finite: these are as if they were 0."""
+    drop = (load_wide(storage, table + ROW_WEIGHT) == 0.0) & ~(absolute(rest) < np.inf)
+    when(any_lane(drop), functools.partial(clear_ignored, storage, table, tile, n_classes))
+    return select(drop, wide_zero(storage), rest)
 
 
 @formula
@@ -264,12 +351,12 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
     out = plan.out + outer * plan.out_outer + inner * plan.out_inner
     softmax_out = plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner
     results = result_of(storage)
-    made, in_place = made_as_they_are(arithmetic, tile), False
+    made, in_place = made_as_they_are(arithmetic, target_storage, table), False
     if plan.operation == SOFTMAX:
-        made = made_of_exponentials(arithmetic, table, INVERSE, INVERSE_LOW)
+        made = made_of_exponentials(arithmetic, target_storage, table, INVERSE, INVERSE_LOW)
     elif plan.operation == LOG_SOFTMAX:
         put_back(arithmetic, table, tile, table + APART, n_classes, count)
-        made = made_of_logits(arithmetic, table)
+        made = made_of_logits(arithmetic, target_storage, table)
     else:
         if plan.softmax != 0 or plan.kind != INDEX_TARGETS:
             put_back(arithmetic, table, tile, table + APART_EXP, n_classes, count)
@@ -290,8 +377,12 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
             )
         scale, scale_low = two_parts(arithmetic, table, SCALE, SCALE_LOW)
         if target_storage is not None and (spread_wanted(plan) or capped(plan)):
-            gradient_of_tile(arithmetic, plan, table, tile, slopes, scale, scale_low, n_classes, count)
-            in_place = True
+            if taken_at_target(arithmetic, plan, table):
+                put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
+                made = made_of_both(arithmetic, plan, table)
+            else:
+                gradient_of_tile(arithmetic, plan, table, tile, slopes, scale, scale_low, n_classes, count)
+                in_place = True
         elif n_classes <= COMPARED_CLASSES:
             index, at_target = two_parts(arithmetic, table, CLASS, TARGET_GRADIENT)
             scale_and_place(arithmetic, tile, n_classes, scale, scale_low, index, at_target)
@@ -303,11 +394,11 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
         else:
             others_at_target(arithmetic, table)
             put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
-            made = made_of_exponentials(arithmetic, table, SCALE, SCALE_LOW)
+            made = made_of_exponentials(arithmetic, target_storage, table, SCALE, SCALE_LOW)
         if target_storage is not None and plan.mask != 0:
             if not in_place:
                 make_in_place(arithmetic, tile, n_classes, made)
-            in_place, made = True, made_as_they_are(arithmetic, tile)
+            in_place, made = True, made_as_they_are(arithmetic, target_storage, table)
             fill_masked_of_tile(arithmetic, plan, tile, 0.0, outer, inner, count)
     if not in_place and (together or not made_on_the_way(results, plan.out_inner, plan.out_class, n_classes, count)):
         make_in_place(arithmetic, tile, n_classes, made)
@@ -319,27 +410,59 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
         flush(results, buffer, out, n_classes * count, first, last)
 
 
+def nothing_taken(target_storage, zero, table):
+    """For formulas: the fields of `Made` that kernels for plain calls have not, of results from which nothing is taken."""
+    return () if target_storage is None else (zero, table + ONES, 0)
+
+
 @formula
-def made_as_they_are(storage, tile):
+def made_as_they_are(storage, target_storage, table):
     """Results that lie in the tile."""
-    zero = splat_like(load(storage, tile), 0.0)
-    return Made(True, zero + 1.0, zero, zero, zero)
+    zero = splat_like(load(storage, table + ONES), 0.0)
+    return Made(True, zero + 1.0, zero, zero, zero, *nothing_taken(target_storage, zero, table))
 
 
 @formula
-def made_of_exponentials(storage, table, scale, scale_low):
+def made_of_exponentials(storage, target_storage, table, scale, scale_low):
     """Results that are exponentials times a number of each row in two parts."""
     scale, scale_low = two_parts(storage, table, scale, scale_low)
     zero = splat_like(scale, 0.0)
-    return Made(False, scale, scale_low, zero, zero)
+    return Made(False, scale, scale_low, zero, zero, *nothing_taken(target_storage, zero, table))
 
 
 @formula
-def made_of_logits(storage, table):
+def made_of_logits(storage, target_storage, table):
     """Results of log_softmax."""
     reference, log_sum = two_parts(storage, table, REFERENCE, LOG_SUM)
     zero = splat_like(reference, 0.0)
-    return Made(True, zero + 1.0, zero, reference, log_sum)
+    return Made(True, zero + 1.0, zero, reference, log_sum, *nothing_taken(target_storage, zero, table))
+
+
+@formula
+def made_of_both(storage, plan, table):
+    """Gradients with an even smoothing: alpha e - beta w."""
+    scale, scale_low = two_parts(storage, table, SCALE, SCALE_LOW)
+    zero = splat_like(scale, 0.0)
+    taken = narrow(storage, load_wide(storage, table + SPREAD_SCALE) * smoothing_unit(plan))
+    return Made(False, scale, scale_low, zero, zero, taken, load_int64(table + MASS_AT), load_int64(table + MASS_MOVES))
+
+
+@formula
+def taken_at_target(storage, plan, table):
+    """Put into the table, in place of the gradient at the target, what has to stand for the target's exponential, so that it is
+    computed like all others, `made_of_both`; if that can be, and whether it can."""
+    at_target, ignored = load_wide(storage, table + TARGET_GRADIENT), load_wide(storage, table + CLASS) < 0.0
+    scale = load_wide(storage, table + SCALE) + load_wide(storage, table + SCALE_LOW)
+    value = (
+        at_target + load_wide(storage, table + SPREAD_AT_TARGET) * load_wide(storage, table + SPREAD_SCALE)
+    ) / scale
+    size = absolute(value)
+    serves = (value == 0.0) | ((size < 1e30) & (size > 1e-18)) | ignored
+    moves = load_int64(table + MASS_MOVES)
+    one_a_class = (moves == 0) | (load_int64(table + MASS_AT) == plan.weight_vector)
+    serve = spread_evenly(plan) & ~capped(plan) & (plan.n_classes > COMPARED_CLASSES) & one_a_class & ~any_lane(~serves)
+    when(serve, functools.partial(store_wide, storage, table + TARGET_GRADIENT, value))
+    return serve
 
 
 @formula
@@ -357,7 +480,7 @@ def make_in_place(storage, tile, n_classes, made):
     """The results in place of what they are made of."""
     for c in steps(0, n_classes):
         place = tile + VECTOR_BYTES * c
-        store(storage, place, made.of(load(storage, place)))
+        store(storage, place, made.of(storage, load(storage, place), c))
 
 
 @formula
@@ -376,12 +499,13 @@ def class_of_row(table, row):
 
 
 @formula
-def leave_out_class(storage, tile, low_parts, index, c, apart, low):
-    """Take a class out of the rows that leave it out (`index`): the logits left out so far, and their low parts."""
+def leave_out_class(storage, tile, low_parts, index, c, apart, low, nothing):
+    """Take a class out of the rows that leave it out (`index`), `nothing` in its place: the logits left out so far, and their low
+    parts."""
     place = tile + VECTOR_BYTES * c
     x = load(storage, place)
     here = index == c
-    store(storage, place, select(here, splat_like(x, -np.inf), x))
+    store(storage, place, select(here, splat_like(x, nothing), x))
     low = by_low_parts(low_parts, lambda: low, lambda: select(here, load(storage, low_parts + VECTOR_BYTES * c), low))
     return select(here, x, apart), low
 
@@ -397,14 +521,14 @@ def store_left_out(storage, table, apart, low):
 
 
 @formula
-def leave_out_of_row(storage, table, tile, low_parts, row):
+def leave_out_of_row(storage, table, tile, low_parts, row, nothing):
     """The same of one row: the place of its class in a tile, 0 for none."""
     chosen = class_of_row(table, row)
     place = tile + VECTOR_BYTES * chosen + itemsize(storage) * row
 
     def taken_out():
         logit = to_float64(load_one(storage, place))
-        store_one(storage, place, -np.inf)
+        store_one(storage, place, nothing)
         low = by_low_parts(low_parts, lambda: 0.0, lambda: to_float64(load_one(storage, low_parts - tile + place)))
         low = select(logit == -np.inf, 0.0, low)
         whole = logit + low
@@ -417,8 +541,8 @@ def leave_out_of_row(storage, table, tile, low_parts, row):
 
 
 @formula
-def leave_out(storage, plan, table, tile, low_parts, mass, count):
-    """Take one class of each row out of its sum: the target, or the largest where there is no target."""
+def leave_out(storage, plan, table, tile, low_parts, mass, count, nothing):
+    """Take one class of each row out of its sum, `nothing` in its place: the target, or the largest where there is no target."""
     n_classes = plan.n_classes
     own_mass_is_known = (plan.kind != INDEX_TARGETS) | ~spread_wanted(plan) | spread_evenly(plan)
 
@@ -426,12 +550,14 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count):
         index = narrow(storage, load_wide(storage, table + CLASS))
         apart, low = Running(splat_like(index, -np.inf)), Running(splat_like(index, 0.0))
         for c in steps(0, n_classes):
-            apart.value, low.value = leave_out_class(storage, tile, low_parts, index, c, apart.value, low.value)
+            apart.value, low.value = leave_out_class(
+                storage, tile, low_parts, index, c, apart.value, low.value, nothing
+            )
         store_left_out(storage, table, apart.value, low.value)
 
     def by_row():
         for row in steps(0, count):
-            place = leave_out_of_row(storage, table, tile, low_parts, row)
+            place = leave_out_of_row(storage, table, tile, low_parts, row, nothing)
 
             def keep_mass(row=row, place=place):
                 own = to_float64(load_one(storage, mass - tile + place))
@@ -564,11 +690,16 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                 load_together(storage, plan, scratch, step_rows // rows, source)
             table = scratch
             for row in range(inner, end, rows):
-                prepare_tile(storage, target_storage, plan, table, outer, row, least(rows, end - row), together)
+                on_the_way = weighed_on_the_way(arithmetic, target_storage, plan)
+                count = least(rows, end - row)
+                prepare_tile(storage, target_storage, plan, table, outer, row, count, together, on_the_way)
                 table += tile_bytes
             table = scratch
             for row in range(inner, end, rows):
-                sum_up_tile(storage, target_storage, plan, table, outer, row, tile_buffer, waiting, waiting_is_first)
+                count = least(rows, end - row)
+                sum_up_tile(
+                    storage, target_storage, plan, table, outer, row, count, tile_buffer, waiting, waiting_is_first
+                )
                 raise_left_out(arithmetic, plan, table)
                 table += tile_bytes
             table = scratch

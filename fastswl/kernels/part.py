@@ -357,7 +357,7 @@ def weigh(storage, weights, total, i, x):
 
 @formula
 def spread_of_guessed(storage, plan, table, part, step, first_class, n, weighed):
-    """Of an even smoothing what `spread_of_part` stores: where the mass of the classes lies, and sum of q (m - x), from that of w x."""
+    """Of an even smoothing what `spread_of_part` stores: where the mass of the classes lies, and sum of q (m - x), from one of w x."""
     top = load_double(part + step * PART_TOP)
     part_weight = weight_of_part(plan, first_class >> log2_of(PART_VECTORS * lanes(storage)), n)
     away = smoothing_unit(plan) * (part_weight * top - sum_one(storage, weighed))

@@ -45,18 +45,28 @@ SEPARATE_CLASSES = 16
 
 
 class Made(NamedTuple):
-    """What results are made of, a lane a row: e * (scale + scale_low), or of logits (x - reference) - log_sum."""
+    """What results are made of, a lane a row: e * (scale + scale_low) - taken * q, or of logits (x - reference) - log_sum. q is a
+    number of each class, for all rows the same; these lie at `mass`, or one for all where `mass_moves` is 0."""
 
     is_log: bool
     scale: Any
     scale_low: Any
     reference: Any
     log_sum: Any
+    # None in kernels for plain calls
+    taken: Any = None
+    mass: int | None = None
+    mass_moves: int | None = None
 
-    def of(self, x):
-        """For formulas: one expression for both, with a scale of 1 or a log_sum of 0."""
+    def of(self, storage, x, c):
+        """For formulas: one expression for all, with a scale of 1, a log_sum of 0 or nothing taken; `x` are the numbers of class c."""
         rest = select(self.is_log, -self.reference, x * self.scale_low)
-        return fma(x, self.scale, rest) - self.log_sum
+        result = fma(x, self.scale, rest) - self.log_sum
+        if self.taken is None:
+            return result
+        return fma(
+            -self.taken, splat_like(x, load_one(storage, self.mass + self.mass_moves * itemsize(storage) * c)), result
+        )
 
 
 class Tiles:
@@ -182,8 +192,8 @@ def store_tile(storage, tile, room, target, row_stride, class_stride, n_classes,
     arithmetic = arithmetic_of(storage)
 
     def columns(c, group):
-        vectors = (load(arithmetic, tile + VECTOR_BYTES * (c + i)) for i in range(group))
-        return tuple(vectors if made is None else (made.of(x) for x in vectors))
+        vectors = [load(arithmetic, tile + VECTOR_BYTES * (c + i)) for i in range(group)]
+        return tuple(vectors if made is None else (made.of(arithmetic, x, c + i) for i, x in enumerate(vectors)))
 
     def scattered():
         for c in steps(0, n_classes):
