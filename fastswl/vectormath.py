@@ -27,6 +27,7 @@ from fastswl.simd import (
     has_fma,
     lane,
     lanes,
+    least,
     look_up_in,
     narrow,
     polynomial,
@@ -129,6 +130,9 @@ _LOG1P_32 = (
 
 #: (tanh(u) / u - 1) / u**2 in u**2 up to SMALL_TANH, to 2**-31.4 of tanh(u) - u
 SMALL_TANH = 0.5
+#: by how much a float32 logit is changed at most where that is not carried in two parts (what is lost is half an ulp of its
+#: exponential, rarely more), and the same in units of the softcap, so that it is within SMALL_TANH of it
+LITTLE_CAPPED, LITTLE_TANH = 0.5, 0.0378
 _TANH_32 = (
     -0.00665362723117730171,
     0.021301738893663528647,
@@ -579,17 +583,15 @@ def times_in_two(storage, a, a_low, b, b_low):
 
 
 @formula
-def softcapped(storage, x, softcap, scale):
-    """softcap * tanh(x / softcap) as a sum of two, and its derivative; it will be multiplied by `scale`."""
+def softcapped(storage, x, softcap, scale, little, near):
+    """softcap * tanh(x / softcap) as a sum of two, and its derivative; it will be multiplied by `scale`. In float32 it is `little`
+    where x is `near` 0, see `softcapped_a_little`."""
     if by_type(storage, False, True):
         tanh, tanh_low, slope = tanh_in_two(x, softcap)
         z, z_low = times_in_two(storage, tanh, tanh_low, splat_like(x, softcap), splat_like(x, 0.0))
         return z, z_low, slope
     u = x * (1.0 / softcap)
-    # all in float64 without fma, where nothing is carried along, where squares might leave float32's range, and where an
-    # error of 2**-29 of a logit were one of several ulp of its exponential
-    serves = has_fma() & (softcap > 2.0**-40) & (softcap * greatest(scale, 1.0) <= 128.0)
-    small = absolute(u) <= select(serves, SMALL_TANH, -1.0)
+    small = absolute(u) <= select(float32_serves(softcap, scale), SMALL_TANH, -1.0)
     z, z_low, slope = softcapped_near_zero(x, u, softcap)
 
     def with_far():
@@ -598,7 +600,33 @@ def softcapped(storage, x, softcap, scale):
         # lane by lane, so that no number hangs on its neighbours
         return select(small, z, far), select(small, z_low, far_low), select(small, slope, narrow(storage, wide_slope))
 
-    return choose(any_lane_of(~small), lambda: (z, z_low, slope), with_far)
+    others = choose(any_lane_of(~small), lambda: (z, z_low, slope), with_far)
+    return tuple(select(near, *both) for both in zip(little, others, strict=True))
+
+
+@formula
+def float32_serves(softcap, scale):
+    """Whether the change of variable is worked out in float32: all in float64 without fma, where nothing is carried along, where
+    squares might leave float32's range, and where an error of 2**-29 of a logit were one of several ulp of its exponential."""
+    return has_fma() & (softcap > 2.0**-40) & (softcap * greatest(scale, 1.0) <= 128.0)
+
+
+@formula
+def softcapped_a_little(x, softcap, scale):
+    """`softcapped` of float32 where the change w = x**3 P(x**2) is small, and in which lanes it is: w is within 5 * 2**-24 of itself.
+    (`softcapped_near_zero` has twice as many steps.)"""
+    inverse = 1.0 / (softcap * softcap)
+    coefficients, power = [], inverse
+    for coefficient in reversed(_TANH_32):
+        coefficients.insert(0, coefficient * power)
+        power = power * inverse
+    square = x * x
+    w = x * (square * polynomial(square, coefficients))
+    z = x + w
+    tanh = z * (1.0 / softcap)
+    limit = least(LITTLE_CAPPED / greatest(scale, 1.0), LITTLE_TANH * softcap)
+    near = absolute(w) <= select(float32_serves(softcap, scale), limit, -1.0)
+    return z, (x - z) + w, fma(-tanh, tanh, 1.0), near
 
 
 @formula

@@ -161,7 +161,8 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
         is_changed = True
     if target_storage is not None and changed(plan):
         low_parts = low_area
-        cap_and_scale(arithmetic, tile, low_parts, slopes, n_classes, plan.softcap, plan.logit_scale)
+        n_numbers = n_classes * lanes(storage)
+        cap_and_scale(arithmetic, tile, tile, low_parts, slopes, n_numbers, plan.softcap, plan.logit_scale)
         is_changed = True
     if target_storage is not None and plan.mask != 0:
         fill_masked_of_tile(arithmetic, plan, tile, -np.inf, outer, inner, count)
@@ -377,7 +378,7 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
             )
         scale, scale_low = two_parts(arithmetic, table, SCALE, SCALE_LOW)
         if target_storage is not None and (spread_wanted(plan) or capped(plan)):
-            if taken_at_target(arithmetic, plan, table):
+            if spread_evenly(plan) and not capped(plan) and taken_at_target(arithmetic, plan, table):
                 put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
                 made = made_of_both(arithmetic, plan, table)
             else:
@@ -460,7 +461,7 @@ def taken_at_target(storage, plan, table):
     serves = (value == 0.0) | ((size < 1e30) & (size > 1e-18)) | ignored
     moves = load_int64(table + MASS_MOVES)
     one_a_class = (moves == 0) | (load_int64(table + MASS_AT) == plan.weight_vector)
-    serve = spread_evenly(plan) & ~capped(plan) & (plan.n_classes > COMPARED_CLASSES) & one_a_class & ~any_lane(~serves)
+    serve = (plan.n_classes > COMPARED_CLASSES) & one_a_class & ~any_lane(~serves)
     when(serve, functools.partial(store_wide, storage, table + TARGET_GRADIENT, value))
     return serve
 

@@ -42,6 +42,7 @@ from fastswl.kernels.plan import (
     LOSS,
     changed,
     leaves_one_out,
+    slopes_on_the_way,
     spread_evenly,
     spread_wanted,
 )
@@ -68,6 +69,7 @@ from fastswl.kernels.rows import (
     ONES,
     REPEATED,
     SHIFT,
+    SLOPE,
     SPREAD_AT_TARGET,
     smoothing_unit,
 )
@@ -132,6 +134,7 @@ def row_part(
     step,
     areas,
     area_bytes,
+    shared,
     target,
     outer,
     inner,
@@ -144,7 +147,8 @@ def row_part(
     of an earlier part, of which `written` numbers are written, go out.
 
     Areas: logits, then exponentials if that is `target`; mass (log_softmax: exponentials); low parts of changed logits; slopes of the
-    change.
+    change. With `slopes_on_the_way` changed logits, their low parts and slopes lie in the `shared` areas, the same for all rows, which
+    so stay in the first-level cache.
     """
     # (a tenth off a first call, and as fast)
     stays_a_function()
@@ -166,18 +170,18 @@ def row_part(
     # where the logits are read, and from which pair of vectors on they are in scratch memory
     source, copied = logits, word(0)
     in_place = readable and same_storage(storage, arithmetic) and plan.operation != LOG_SOFTMAX
+    low_parts, folded = no_low_parts(target_storage), no_low_parts(target_storage)
     if in_place:
         source, copied = place, n // (2 * lanes(storage))
         tops = part_maximum(arithmetic, place, logits, n)
+    elif target_storage is not None and changed(plan):
+        if slopes_on_the_way(plan):
+            logits, low_area, slopes = shared + area_bytes, shared + 2 * area_bytes, shared + 3 * area_bytes
+            folded = slopes
+        low_parts = low_area
+        tops = change_part(storage, plan, place, logits, low_parts, slopes, n)
     else:
         tops = load_part(storage, logits, place, plan.logits_class, n)
-    low_parts = no_low_parts(target_storage)
-    if target_storage is not None and changed(plan):
-        low_parts = low_area
-        tops = cap_and_scale(arithmetic, logits, low_parts, slopes, n_vectors, plan.softcap, plan.logit_scale)
-        # what fills up the last vector stays out
-        for c in range(n, n_vectors * lanes(storage)):
-            store_one(arithmetic, logits + size * c, -np.inf)
     if target_storage is not None and plan.mask != 0:
         fill_masked(arithmetic, plan, logits, -np.inf, size, outer, inner, first_class, n)
     shift = load_double(table + SHIFT + 8 * row)
@@ -216,6 +220,8 @@ def row_part(
             n,
         )
 
+    if target_storage is not None and folded != 0 and chosen >= 0:
+        store_double(table + SLOPE + 8 * row, np.float64(load_one(arithmetic, slopes + size * chosen)))
     patched, apart, apart_exp = leave_out_of_part(
         arithmetic, plan, table, row, part, step, source, copied, logits, low_parts, mass, chosen, -np.inf, m, magic, lowest,
     )  # fmt: skip
@@ -238,6 +244,7 @@ def row_part(
             arithmetic,
             source,
             low_parts,
+            folded,
             logits,
             exponentials,
             first,
@@ -258,6 +265,23 @@ def row_part(
         copied = word(0) if plan.operation == LOG_SOFTMAX else copied * (2 * lanes(storage))
         copy_numbers(arithmetic, logits, target, copied, n)
     put_back_in_part(arithmetic, target, chosen, select(plan.operation == LOG_SOFTMAX, apart, apart_exp))
+
+
+@routine
+def change_part(storage, plan, place, logits, low_parts, slopes, n):
+    """`cap_and_scale` of a part, filled up with -inf; the largest of each lane."""
+    arithmetic = arithmetic_of(storage)
+    end = logits + itemsize(arithmetic) * n
+    if plan.logits_class == itemsize(storage) and n >= lanes(storage):
+        tops = cap_and_scale(storage, place, logits, low_parts, slopes, n, plan.softcap, plan.logit_scale)
+    else:
+        load_part(storage, logits, place, plan.logits_class, n)
+        # (-inf would take the way of logits that are far from 0)
+        store(arithmetic, end, narrow_splat(arithmetic, logits, load_one(arithmetic, end - itemsize(arithmetic))))
+        whole = lanes(storage) * vectors_of(storage, n)
+        tops = cap_and_scale(arithmetic, logits, logits, low_parts, slopes, whole, plan.softcap, plan.logit_scale)
+    store(arithmetic, end, narrow_splat(arithmetic, logits, -np.inf))
+    return tops
 
 
 @formula
@@ -522,11 +546,32 @@ def lines_from(place):
 
 
 @routine
-def exp_of_bite(storage, source, low_parts, put, target, first, n, whole, patched, magic, lowest, ahead, high, low):
-    """`exp_and_sum` as a function of its own: in place, its constants were loaded from memory again for every vector."""
+def exp_of_bite(
+    storage, source, low_parts, slopes, put, target, first, n, whole, patched, magic, lowest, ahead, high, low
+):
+    """`exp_and_sum` as a function of its own: in place, its constants were loaded from memory again for every vector. Where `slopes`
+    is not 0, all logits are `put`, and the exponentials that are stored are multiplied by them."""
     stays_a_function()
-    logits = Logits(storage, source, low_parts, put, whole, patched)
-    return exp_and_sum(storage, logits, target, None, first, n, magic, lowest, lines_from(ahead), high, low, None)
+    return with_slopes(
+        storage, source, low_parts, slopes, put, target, first, n, whole, patched, magic, lowest, ahead, high, low
+    )
+
+
+@formula
+def with_slopes(
+    storage, source, low_parts, slopes, put, target, first, n, whole, patched, magic, lowest, ahead, high, low
+):
+    """`exp_and_sum` of a part that is not guessed."""
+
+    def add_up(logits):
+        return exp_and_sum(storage, logits, target, None, first, n, magic, lowest, lines_from(ahead), high, low, None)
+
+    def as_they_are():
+        return add_up(Logits(storage, source, low_parts, None, put, whole, patched))
+
+    if slopes is None:
+        return as_they_are()
+    return choose(slopes != 0, as_they_are, lambda: add_up(Logits(storage, put, low_parts, slopes)))
 
 
 @routine
@@ -536,7 +581,7 @@ def exp_of_guessed_bite(
     """The same of logits as they were given, which log_softmax keeps, with their bounds; and where `weighed` is not None the sum of
     them times the class weights, if that is asked for."""
     stays_a_function()
-    logits = Logits(given, source, None, put, whole, patched)
+    logits = Logits(given, source, None, None, put, whole, patched)
     return with_bounds(plan, logits, target, weights, first, n, magic, lowest, ahead, high, low, top, bottom, weighed)
 
 

@@ -140,6 +140,13 @@ def capped(plan):
 
 
 @formula
+def slopes_on_the_way(plan):
+    """Whether the exponentials of changed logits are multiplied by the derivative of the change as soon as they are known: where they
+    serve the gradient alone, and nothing else is in it."""
+    return (plan.operation == LOSS) & changed(plan) & ~spread_wanted(plan) & (plan.softmax == 0)
+
+
+@formula
 def changed(plan):
     """Whether the logits go through a change of variable."""
     return (plan.softcap != 0.0) | (plan.logit_scale != 1.0)

@@ -22,6 +22,7 @@ from fastswl.kernels.plan import (
     LOSS,
     SOFTMAX,
     capped,
+    slopes_on_the_way,
     spread_evenly,
     spread_wanted,
 )
@@ -45,6 +46,7 @@ from fastswl.kernels.rows import (
     ROW_WEIGHT,
     SCALE,
     SCALE_LOW,
+    SLOPE,
     SPREAD_SCALE,
     TARGET_GRADIENT,
     smoothing_unit,
@@ -79,7 +81,7 @@ def results_are_general(target_storage, plan):
     """Whether alpha e is not all of the gradient: mass on every class and a change of variable make it (alpha e - beta q) dz/dx."""
     if target_storage is None:
         return None
-    return (plan.operation == LOSS) & (spread_wanted(plan) | capped(plan))
+    return (plan.operation == LOSS) & (spread_wanted(plan) | (capped(plan) & ~slopes_on_the_way(plan)))
 
 
 @formula
@@ -159,8 +161,8 @@ def finish_part(
             return beta, load_int64(part + step * PART_MASS_AT), load_int64(part + step * PART_MASS_MOVES)
 
         beta, mass, mass_moves = choose(spread_wanted(plan), lambda: (0.0, table + ONES, 0), spread)
-        slopes = select(capped(plan), areas + 3 * area_bytes, table + ONES)
-        slopes_move = select(capped(plan), 1, 0)
+        apart = capped(plan) & ~slopes_on_the_way(plan)
+        slopes, slopes_move = select(apart, areas + 3 * area_bytes, table + ONES), select(apart, 1, 0)
     out = place_of_results(plan, outer, inner, first_class)
     # what this thread reads next: the same part of the row two tiles on (the next tile is being read while these are written)
     ahead = plan.logits + outer * plan.logits_outer + (inner + 2 * plan.tile_rows) * plan.logits_inner
@@ -188,6 +190,7 @@ def finish_part(
             chosen,
             below.value,
             guessed.value,
+            1.0 if target_storage is None else slope_at_target(plan, table, row, 1.0),
         )
         placed = choose(chosen >= 0, lambda: True, place)
 
@@ -195,7 +198,7 @@ def finish_part(
             finish_in_place(arithmetic, done, 0)
 
             def at_target():
-                slope = load_one(arithmetic, slopes + slopes_move * size * chosen)
+                slope = slope_at_target(plan, table, row, load_one(arithmetic, slopes + slopes_move * size * chosen))
                 value = load_double(table + TARGET_GRADIENT + 8 * row) * slope
                 store_one(arithmetic, source + size * chosen, value)
 
@@ -263,7 +266,7 @@ def target_in_part(plan, table, row, first_class, n):
 
 
 @formula
-def place_target(storage, plan, table, row, exponentials, mass, mass_moves, beta, chosen, below, guessed):
+def place_target(storage, plan, table, row, exponentials, mass, mass_moves, beta, chosen, below, guessed, slope):
     """Put a number in place of the target's e that gives the gradient there when the results are computed (a number put among
     streamed ones costs 3 times all); whether there is one.
 
@@ -287,5 +290,12 @@ def place_target(storage, plan, table, row, exponentials, mass, mass_moves, beta
         return (0.0 - rest) / below, True
 
     value, serves = choose(spread_wanted(plan) | (plan.z_loss != 0.0), of_others, of_all)
-    when(serves, functools.partial(store_one, storage, exponentials + size * chosen, value / guessed))
+    value = slope * value / guessed
+    when(serves, functools.partial(store_one, storage, exponentials + size * chosen, value))
     return serves
+
+
+@formula
+def slope_at_target(plan, table, row, other):
+    """The derivative of the change of variable at a row's target, where exponentials are multiplied by theirs; else the `other`."""
+    return choose(slopes_on_the_way(plan), lambda: other, lambda: load_double(table + SLOPE + 8 * row))

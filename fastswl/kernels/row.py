@@ -129,6 +129,7 @@ def row_tile(
                         step,
                         area,
                         area_bytes,
+                        here + areas,
                         target,
                         outer,
                         inner + row,

@@ -94,12 +94,13 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     SUM_LOW,
     SHIFT,  # what was subtracted from the logits
     ONES,  # a vector of the arithmetic type
+    SLOPE,  # of the change of variable at the class left out, where exponentials are multiplied by it on the way
     FILLED,  # panel: whether the tile's mass holds the class weights
     AGAIN,  # row and split walk: whether the row's sums have to be done (again)
     REPEATED,  # row and split walk: whether that is the second time
     GUESS,  # row walk: what the next row's N is taken for, see `guess_part`; and how often that was wrong in this block
-) = range(0, 36 * LINE, LINE)
-TABLE_BYTES = 36 * LINE
+) = range(0, 37 * LINE, LINE)
+TABLE_BYTES = 37 * LINE
 #: what N is taken for at first: good for rows whose largest logit is between -11 and 33
 FIRST_GUESS = 48.0
 

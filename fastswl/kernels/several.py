@@ -32,6 +32,7 @@ from fastswl.simd import (
     fma,
     itemsize,
     joined,
+    load_double,
     load_one,
     narrow,
     parted,
@@ -94,10 +95,8 @@ def several_classes(storage, plain, plan, losses, tables, following):
     tiles = Tiles(storage, tables, plan.n_classes)
     is_loss = plan.operation == LOSS
     index = choose(is_loss, lambda: tiles.zero - 1.0, lambda: index_of_rows(storage, tables))
-    ignored = index == -1.0
-    # an ignored row is as if it were 0
-    when(is_loss & any_lane_of(ignored), lambda: tiles.change(lambda c, x: select(ignored, tiles.zero, x)))
-    reference = reference_of(storage, tiles)
+    mass = None if plain else EvenMass(storage, plan, losses)
+    reference, weighed = reference_of(storage, tiles, mass)
 
     def softmax():
         total = raise_all(storage, tiles, reference, following) + rest_of_largest(storage, reference)
@@ -106,10 +105,10 @@ def several_classes(storage, plain, plan, losses, tables, following):
         tiles.change(lambda c, e: fma(e, scale, e * scale_low))
 
     def past_the_largest():
-        mass = None if plain else EvenMass(storage, plan, losses)
         behind = VECTOR_BYTES * plan.n_classes
         behind = select(plan.operation == LOG_SOFTMAX, behind, 0) if plain else behind
-        d, ties, x_target, distance = raise_others(storage, tiles, reference, index, behind, mass, following)
+        distance = None if plain else mass.distance(tiles, reference, weighed)
+        d, ties, x_target = raise_others(storage, tiles, reference, index, behind, following)
         sums = sums_of_rows(storage, tiles, reference, d, ties)
 
         def log_softmax():
@@ -128,11 +127,23 @@ def several_classes(storage, plain, plan, losses, tables, following):
     choose(plan.operation == SOFTMAX, past_the_largest, softmax)
 
 
-def reference_of(storage, tiles):
-    """For formulas: the reference of each row; what has to be subtracted from rows far from 0 is."""
-    top = Running(tiles.zero - np.inf)
-    for c in steps(0, tiles.n_classes):
-        top.value = larger(tiles.at(c), top.value)
+def reference_of(storage, tiles, mass):
+    """For formulas: the reference of each row; what has to be subtracted from rows far from 0 is. And the sum of w x, if `mass` is not
+    None."""
+
+    def go_over(weigh=lambda c, x, sums: sums):
+        top, weighed = Running(tiles.zero - np.inf), Running(tiles.none)
+        for c in steps(0, tiles.n_classes):
+            x = tiles.at(c)
+            top.value = larger(x, top.value)
+            weighed.value = weigh(c, x, weighed.value)
+        return top.value, weighed.value
+
+    if mass is None:
+        top, weighed = go_over()
+    else:
+        top, weighed = choose(mass.weighted, lambda: go_over(mass.add), lambda: go_over(mass.add_weighted))
+    top = Running(top)
 
     def nan_where_any():
         for c in steps(0, tiles.n_classes):
@@ -146,7 +157,7 @@ def reference_of(storage, tiles):
     shift = select(far, top, tiles.zero)
     when(any_lane_of(far), lambda: tiles.change(lambda c, x: x - shift))
     m = select(bounded & ~far, top, tiles.zero)
-    return Reference(top, bounded, m, nearest_power(storage, m))
+    return Reference(top, bounded, m, nearest_power(storage, m)), weighed
 
 
 def raise_pairs(storage, tiles, reference, behind, following, add):
@@ -192,29 +203,24 @@ def reduced_reference(reference):
     return reduce_argument(FLOAT64, widen(reference.m), widen(reference.power))
 
 
-def raise_others(storage, tiles, reference, index, behind, mass, following):
-    """For formulas: the exponentials, so many bytes behind the logits; the sum of those past the largest, how many are as large, the
-    logit at the target (0 for none), and the sum of q (m - x), 0 where `mass` is None."""
+def raise_others(storage, tiles, reference, index, behind, following):
+    """For formulas: the exponentials, so many bytes behind the logits; the sum of those past the largest, how many are as large, and
+    the logit at the target (0 for none)."""
     d, ties, x_target = Running(tiles.none), Running(tiles.zero), Running(tiles.zero)
-    distance = Running(tiles.none)
     # (of a row that something was subtracted from, the largest is 0)
     largest = select(reference.bounded, reference.m, reference.top)
 
     def add(c, x, e):
-        terms, away = [], tiles.zero
+        terms = []
         for i, (own, exponential) in enumerate(zip(x, e, strict=True)):
             is_largest = own == largest
             terms.append(select(is_largest, tiles.zero, exponential))
             ties.value = select(is_largest, ties.value + 1.0, ties.value)
             x_target.value = select(index == c + i, own, x_target.value)
-            if mass is not None:
-                away = fma(reference.m - own, mass.of_class(c + i), away)
         d.value = d.value + widen(sum(terms[1:], terms[0]))
-        if mass is not None:
-            distance.value = distance.value + widen(away)
 
     raise_pairs(storage, tiles, reference, behind, following, add)
-    return d.value, ties.value, x_target.value, distance.value
+    return d.value, ties.value, x_target.value
 
 
 def sums_of_rows(storage, tiles, reference, d, ties):
@@ -241,26 +247,37 @@ class EvenMass:
     def __init__(self, storage, plan, table):
         self.unit = smoothing_unit(plan)
         self.total = self.unit * plan.weight_total
-        self._storage = storage
-        self._weights = select(plan.weight != 0, plan.weight_vector, table + ONES)
-        self._moves = select(plan.weight != 0, itemsize(storage), 0)
+        self.weighted = plan.weight != 0
+        self._plan, self._storage = plan, storage
+        self._weights = select(self.weighted, plan.weight_vector, table + ONES)
+        self._moves = select(self.weighted, itemsize(storage), 0)
+
+    def add(self, c, x, sums):
+        """`sums` and x more."""
+        return sums + widen(x)
+
+    def add_weighted(self, c, x, sums):
+        """The same times w."""
+        return fma(load_double(self._plan.weight + 8 * c), widen(x), sums)
 
     def of_class(self, c):
         """w of a class."""
         return load_one(self._storage, self._weights + self._moves * c)
 
-    def distance(self, tiles, m, distance):
-        """The sum of w (m - x); of rows where float32 is not enough, or an infinite one has no weight, in float64."""
+    def distance(self, tiles, reference, weighed):
+        """The sum of w (m - x), from that of w x; of rows where that is not enough, or an infinite one has no weight, one by one."""
+        distance = self._plan.weight_total * widen(reference.m) - weighed
+        serves = (absolute(distance) < np.inf) & (widen(reference.m) == widen(reference.top))
 
         def again():
             total = Running(tiles.none)
             for c in steps(0, tiles.n_classes):
                 weight = tiles.none + to_float64(self.of_class(c))
-                away = weight * (widen(m) - widen(tiles.at(c)))
+                away = weight * (widen(reference.m) - widen(tiles.at(c)))
                 total.value = total.value + select(weight == 0.0, tiles.none, away)
-            return select(distance < np.inf, distance, total.value)
+            return select(serves, distance, total.value)
 
-        return choose(any_lane_of(~(distance < np.inf)), lambda: distance, again)
+        return choose(any_lane_of(~serves), lambda: distance, again)
 
 
 def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
@@ -277,12 +294,16 @@ def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
     if even is None:
         choose(has_penalty, lambda: keep(None), lambda: keep(plan.z_loss * lse * lse))
     else:
-        distance = even.distance(tiles, reference.m, distance)
         spread = even.total * widen(sums.log_sum) + even.unit * distance
         keep(fma(plan.z_loss * lse, lse, spread))
         elsewhere = elsewhere + even.total
 
     def gradient():
+        behind = 0 if even is None else VECTOR_BYTES * tiles.n_classes
+        # an ignored row is as if it were 0
+        dropped = (widen(index) == -1.0) & ~(absolute(sums.total) < np.inf)
+        dropped = narrow(storage, select(dropped, tiles.none + 1.0, tiles.none)) != 0.0
+        when(any_lane_of(dropped), lambda: tiles.change(lambda c, x: select(dropped, tiles.zero, x), behind))
         mass, factor = factors_of_rows(storage, plan, tiles.tables)
         only_target = ~has_penalty if even is None else False
         total_mass, at_largest = choose(
@@ -311,7 +332,7 @@ def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
         taken = narrow(storage, select(idle, tiles.none, -factor * even.unit))
 
         def with_mass(c):
-            e = tiles.at(c, VECTOR_BYTES * tiles.n_classes)
+            e = tiles.at(c, behind)
             return fma(taken, even.of_class(c), of_class(c, e))
 
         # (there is no pull at what is -inf, unless the row is NaN)

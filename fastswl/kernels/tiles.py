@@ -90,10 +90,10 @@ class Tiles:
         for table, one in zip(self.tables, numbers, strict=True):
             store(self.storage, table + TABLE_BYTES + VECTOR_BYTES * c + behind, one)
 
-    def change(self, function):
-        """Of each class what a function makes of its number and of what is there."""
+    def change(self, function, behind=0):
+        """Of each class what a function makes of its number and of what is there, or so many bytes behind that."""
         for c in steps(0, self.n_classes):
-            self.put(c, function(c, self.at(c)))
+            self.put(c, function(c, self.at(c, behind)), behind)
 
 
 #: how a tile lies in memory: number by number; rows side by side; classes side by side; rows of 2 or 3 classes end to end; fewer rows
