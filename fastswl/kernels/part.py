@@ -177,7 +177,9 @@ def row_part(
     elif target_storage is not None and changed(plan):
         if slopes_on_the_way(plan):
             logits, low_area, slopes = shared + area_bytes, shared + 2 * area_bytes, shared + 3 * area_bytes
-            folded = slopes
+            source = logits
+            if plan.out != 0:
+                folded = slopes
         low_parts = low_area
         tops = change_part(storage, plan, place, logits, low_parts, slopes, n)
     else:

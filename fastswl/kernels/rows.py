@@ -94,7 +94,7 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     SUM_LOW,
     SHIFT,  # what was subtracted from the logits
     ONES,  # a vector of the arithmetic type
-    SLOPE,  # of the change of variable at the class left out, where exponentials are multiplied by it on the way
+    SLOPE,  # row and split walk: of the change of variable at the class left out, with `slopes_on_the_way`
     FILLED,  # panel: whether the tile's mass holds the class weights
     AGAIN,  # row and split walk: whether the row's sums have to be done (again)
     REPEATED,  # row and split walk: whether that is the second time
