@@ -136,3 +136,42 @@ def test_a_gradient_that_cancels(n_classes, others, highest):
         middle = (low + high) / 2
         low, high = (middle, high) if both(middle) < 0 else (low, middle)
     assert abs(both(high)) < 1e-18
+
+
+OPTIONS = {
+    "smoothing": {"label_smoothing": 0.1},
+    "smoothing, weights": {"label_smoothing": 0.1, "weight": True},
+    "smoothing, weights, z_loss": {"label_smoothing": 0.3, "weight": True, "z_loss": 1e-3},
+    "softcap": {"softcap": 30.0},
+    "softcap, scale": {"softcap": 12.0, "logit_scale": 2.0},
+    "softcap, smoothing": {"softcap": 30.0, "label_smoothing": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("n_classes", [3, 10, 48, 49, 100, 300, 511, *CLASSES])
+def test_with_options_no_row_hangs_on_its_neighbours(n_classes, dtype, name):
+    """Neither on whether its power of two was guessed, nor on rows of its tile for which another way has to be taken."""
+    rng = np.random.default_rng(1)
+    # (the shortest hold what the others do: rows of some classes of these)
+    logits, targets = rows_of_all_kinds(max(n_classes, 64), dtype, 0)
+    logits, targets = np.ascontiguousarray(logits[:, :n_classes]), targets % n_classes
+    targets[::7] = -100
+    options = dict(OPTIONS[name], reduction="none", n_threads=1)
+    if "weight" in options:
+        options["weight"] = rng.uniform(0.5, 2.0, n_classes)
+        options["weight"][1 % n_classes] = 0.0
+    together = swl.cross_entropy_value_and_grad(logits, targets, **options)
+    same(swl.cross_entropy(logits, targets, **options), together.loss)
+    # a row of two that are spoiled, and a row, in turn: after two wrong guesses there is no other
+    spoiled = np.full((3 * len(logits), n_classes), -np.inf, logits.dtype)
+    spoiled[1::3, ::2] = np.inf
+    spoiled[2::3] = logits
+    among_them = swl.cross_entropy_value_and_grad(spoiled, np.repeat(targets, 3), **options)
+    same(among_them.loss[2::3], together.loss)
+    same(among_them.grad[2::3], together.grad)
+    for row in range(len(logits)):
+        alone = swl.cross_entropy_value_and_grad(logits[row : row + 1], targets[row : row + 1], **options)
+        same(alone.loss, together.loss[row : row + 1])
+        same(alone.grad, together.grad[row : row + 1])

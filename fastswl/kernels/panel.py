@@ -52,6 +52,7 @@ from fastswl.kernels.rows import (
     MASS_AT,
     MASS_MOVES,
     ONES,
+    PLACED,
     POWER,
     REFERENCE,
     REFERENCE_LOW,
@@ -75,7 +76,7 @@ from fastswl.kernels.rows import (
     start_block,
     store_partial,
 )
-from fastswl.kernels.spread import fill_masked_of_tile, spread_of_tile
+from fastswl.kernels.spread import fill_masked_of_tile, put_weights, spread_of_tile
 from fastswl.kernels.stream import INTERLEAVED, LINE_BYTES, flush, keep_rest, lines_of_tile, write_lines
 from fastswl.kernels.tiles import (
     SEPARATE_CLASSES,
@@ -130,12 +131,12 @@ FAR_BELOW = -2048.0
 
 
 @routine
-def prepare_tile(storage, target_storage, plan, table, outer, inner, count, together, is_weighed_on_the_way):
+def prepare_tile(storage, target_storage, plan, table, outer, inner, count, together, is_weighed):
     """The logits of a tile, and what is known of them before their exponentials; `table` and the tile's areas lie end to end.
 
     Areas: logits then exponentials; mass (log_softmax: exponentials); low parts of changed logits; slopes of the change;
-    softmax where it is wanted beside the gradient. With `together` the logits are in the tile. `is_weighed_on_the_way` is as the
-    formula of that name says, but for tiles where that failed.
+    softmax where it is wanted beside the gradient. With `together` the logits are in the tile. `is_weighed` is what
+    `weighed_on_the_way` says, but for tiles that are not finite.
     """
     arithmetic = arithmetic_of(storage)
     n_classes = plan.n_classes
@@ -151,12 +152,7 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
         top = load_tile(storage, tile, source, plan.logits_inner, plan.logits_class, n_classes, count)
     is_changed = False
     low_parts = no_low_parts(target_storage)
-    if (
-        target_storage is not None
-        and active < count
-        and not is_weighed_on_the_way
-        and (spread_wanted(plan) or changed(plan))
-    ):
+    if target_storage is not None and active < count and not is_weighed and (spread_wanted(plan) or changed(plan)):
         clear_ignored(arithmetic, table, tile, n_classes)
         is_changed = True
     if target_storage is not None and changed(plan):
@@ -181,22 +177,13 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
     if leaves_one_out(plan) and plan.kind != INDEX_TARGETS:
         find_largest(arithmetic, table, tile, low_parts, n_classes)
     nothing = -np.inf
-    if target_storage is not None and is_weighed_on_the_way:
+    if target_storage is not None and is_weighed:
         nothing = FAR_BELOW
     elif target_storage is not None and spread_wanted(plan):
         spread_of_tile(arithmetic, target_storage, plan, table, tile, low_parts, mass, m, outer, inner, count)
 
     if leaves_one_out(plan):
         leave_out(arithmetic, plan, table, tile, low_parts, mass, count, nothing)
-
-
-@formula
-def weighed_on_the_way(storage, target_storage, plan):
-    """Whether the logits times the class weights are added up while their exponentials are computed, for a smoothing that is even.
-    (A difference of sums without the largest logit: float64 arithmetic has no digits for that.)"""
-    if target_storage is None:
-        return False
-    return by_type(storage, spread_evenly(plan) & ~changed(plan), False)
 
 
 @routine
@@ -236,19 +223,29 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, buffe
                 arithmetic, plan, tile, low_parts, exponentials, first, end, magic, lowest, ahead, rest, rest_low, weighed
             )  # fmt: skip
         keep_rest(results, buffer, waiting, n_numbers, line, lines_at, n_lines, False)
-    on_the_way = target_storage is not None and weighed_on_the_way(arithmetic, target_storage, plan)
-    if target_storage is not None and on_the_way and not spread_of_weighed(arithmetic, plan, table, weighed):
-        # with logits that are not finite, one after the other
-        prepare_tile(storage, target_storage, plan, table, outer, inner, count, False, False)
-        magic, lowest = exp_reference(arithmetic, narrow(arithmetic, load_wide(arithmetic, table + POWER)))
-        rest, rest_low, _ = exp_of_tile(
-            arithmetic, plan, tile, low_parts, tile, word(0), n_classes, magic, lowest, ahead,
-            wide_zero(arithmetic), wide_zero(arithmetic), weighed,
-        )  # fmt: skip
+    if target_storage is not None and weighed_on_the_way(arithmetic, plan):
+        if not spread_of_weighed(arithmetic, plan, table, weighed):
+            # once more, for the mass of rows that are not finite; the others keep what they have, so that no row hangs on its
+            # neighbours
+            known = load_wide(arithmetic, table + SPREAD_DISTANCE)
+            prepare_tile(storage, target_storage, plan, table, outer, inner, count, False, False)
+            keep_known(arithmetic, table, known)
+            magic, lowest = exp_reference(arithmetic, narrow(arithmetic, load_wide(arithmetic, table + POWER)))
+            rest, rest_low, _ = exp_of_tile(
+                arithmetic, plan, tile, low_parts, tile, word(0), n_classes, magic, lowest, ahead, wide_zero(arithmetic),
+                wide_zero(arithmetic), weighed,
+            )  # fmt: skip
     if plan.operation == LOSS:
         rest = drop_ignored(arithmetic, table, tile, n_classes, rest)
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)
+
+
+@formula
+def weighed_on_the_way(storage, plan):
+    """Whether the logits times the class weights are added up while their exponentials are computed, for a smoothing that is even: a
+    difference of sums without the largest logit, for which float64 arithmetic has no digits."""
+    return by_type(storage, spread_evenly(plan) & ~changed(plan), plan.n_classes < 0)
 
 
 @formula
@@ -278,24 +275,35 @@ def exp_of_tile(storage, plan, tile, low_parts, exponentials, first, end, magic,
 
     if weighed is None or by_type(storage, False, True):
         return add_up()
-    way = select(weighed_on_the_way(storage, True, plan), select(plan.weight == 0, 1, 2), 0)
+    # (where logits are loaded and transposed it takes longer: half of what widens them is shuffles, too)
+    way = select(weighed_on_the_way(storage, plan), select(plan.weight == 0, 1, 2), 0)
     return choose(way, add_up, functools.partial(add_up, True), functools.partial(add_up, True, plan.weight))
 
 
 @formula
 def spread_of_weighed(storage, plan, table, weighed):
-    """What `spread_of_tile` stores, from the sum of w x, in which `FAR_BELOW` stands for the target; whether that is finite."""
+    """What `spread_of_tile` stores, from the sum of w x, in which `FAR_BELOW` stands for the target; whether all rows are finite. The
+    distance of others is NaN."""
     m, apart = load_wide(storage, table + REFERENCE), load_wide(storage, table + APART)
     has_target = load_wide(storage, table + CLASS) >= 0.0
     unit = smoothing_unit(plan)
     own = load_wide(storage, table + SPREAD_AT_TARGET) * (apart - FAR_BELOW)
     away = unit * (plan.weight_total * m - weighed) - select(has_target, own, wide_zero(storage))
+    serves = absolute(away) < np.inf
     store_wide(storage, table + SPREAD_MASS, splat_like(away, unit * plan.weight_total))
-    store_wide(storage, table + SPREAD_DISTANCE, away)
+    store_wide(storage, table + SPREAD_DISTANCE, select(serves, away, splat_like(away, np.nan)))
     weighted = plan.weight != 0
     store_int64(table + MASS_AT, select(weighted, plan.weight_vector, table + ONES))
     store_int64(table + MASS_MOVES, select(weighted, 1, 0))
-    return ~any_lane(~(absolute(away) < np.inf))
+    return ~any_lane(~serves)
+
+
+@formula
+def keep_known(storage, table, known):
+    """The distances that are `known`, and those in the table where these are NaN."""
+    store_wide(
+        storage, table + SPREAD_DISTANCE, select(known == known, known, load_wide(storage, table + SPREAD_DISTANCE))
+    )
 
 
 @formula
@@ -378,8 +386,10 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
             )
         scale, scale_low = two_parts(arithmetic, table, SCALE, SCALE_LOW)
         if target_storage is not None and (spread_wanted(plan) or capped(plan)):
-            if spread_evenly(plan) and not capped(plan) and taken_at_target(arithmetic, plan, table):
-                put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
+            is_placed = place_targets(arithmetic, plan, table)
+            if is_placed:
+                put_back(arithmetic, table, tile, table + PLACED, n_classes, count)
+            if is_placed and made_by_weights(arithmetic, plan, table):
                 made = made_of_both(arithmetic, plan, table)
             else:
                 gradient_of_tile(arithmetic, plan, table, tile, slopes, scale, scale_low, n_classes, count)
@@ -449,21 +459,38 @@ def made_of_both(storage, plan, table):
 
 
 @formula
-def taken_at_target(storage, plan, table):
-    """Put into the table, in place of the gradient at the target, what has to stand for the target's exponential, so that it is
-    computed like all others, `made_of_both`; if that can be, and whether it can."""
-    at_target, ignored = load_wide(storage, table + TARGET_GRADIENT), load_wide(storage, table + CLASS) < 0.0
-    scale = load_wide(storage, table + SCALE) + load_wide(storage, table + SCALE_LOW)
-    value = (
-        at_target + load_wide(storage, table + SPREAD_AT_TARGET) * load_wide(storage, table + SPREAD_SCALE)
-    ) / scale
-    size = absolute(value)
-    serves = (value == 0.0) | ((size < 1e30) & (size > 1e-18)) | ignored
-    moves = load_int64(table + MASS_MOVES)
-    one_a_class = (moves == 0) | (load_int64(table + MASS_AT) == plan.weight_vector)
-    serve = (plan.n_classes > COMPARED_CLASSES) & one_a_class & ~any_lane(~serves)
-    when(serve, functools.partial(store_wide, storage, table + TARGET_GRADIENT, value))
-    return serve
+def place_targets(storage, plan, table):
+    """Put into the table what has to stand for the target's exponential, so that the gradient there is computed like all others, of a
+    smoothing that is even; NaN of a row where nothing serves. Whether there is any.
+
+    (Row by row, whichever way the results are made: no row hangs on its neighbours.)
+    """
+
+    def values():
+        at_target, scale = load_wide(storage, table + TARGET_GRADIENT), load_wide(storage, table + SCALE)
+        own = load_wide(storage, table + SPREAD_AT_TARGET) * load_wide(storage, table + SPREAD_SCALE)
+        value = (at_target + own) / (scale + load_wide(storage, table + SCALE_LOW))
+        size = absolute(value)
+        serves = (value == 0.0) | ((size < 1e30) & (size > 1e-18)) | (load_wide(storage, table + CLASS) < 0.0)
+        # (a row where nothing is finite is not to be looked at)
+        store_wide(storage, table + PLACED, select(serves, value, splat_like(value, np.nan)))
+        return True
+
+    def nothing():
+        store_wide(storage, table + PLACED, splat_like(wide_zero(storage), np.nan))
+        return False
+
+    return choose(spread_evenly(plan) & ~capped(plan) & (plan.n_classes > COMPARED_CLASSES), nothing, values)
+
+
+@formula
+def made_by_weights(storage, plan, table):
+    """Whether all gradients can be made on their way out: something is placed for each row, and the mass of the classes is one number
+    each."""
+    at, moves = load_int64(table + MASS_AT), load_int64(table + MASS_MOVES)
+    placed = load_wide(storage, table + PLACED)
+    absent = load_wide(storage, table + CLASS) < 0.0
+    return ((moves == 0) | (at == plan.weight_vector)) & ~any_lane((placed != placed) & ~absent)
 
 
 @formula
@@ -606,6 +633,9 @@ def gradient_of_tile(storage, plan, table, tile, slopes, scale, scale_low, n_cla
     beta = wide_zero(storage)
     if spread_wanted(plan):
         mass, mass_moves = load_int64(table + MASS_AT), load_int64(table + MASS_MOVES)
+        if mass == plan.weight_vector:
+            mass = tile + VECTOR_BYTES * n_classes
+            put_weights(storage, plan, table, mass)
         beta = load_wide(storage, table + SPREAD_SCALE)
         if spread_evenly(plan):
             beta = beta * smoothing_unit(plan)
@@ -624,7 +654,8 @@ def gradient_of_tile(storage, plan, table, tile, slopes, scale, scale_low, n_cla
     if plan.kind == INDEX_TARGETS and not compared:
         for row in range(count):
             chosen = to_int64(load_double(table + CLASS + 8 * row))
-            if chosen >= 0:
+            placed = load_double(table + PLACED + 8 * row)
+            if chosen >= 0 and placed != placed:
                 offset = VECTOR_BYTES * chosen + size * row
                 slope = load_one(storage, slopes + slopes_move * offset)
                 store_one(storage, tile + offset, load_double(table + TARGET_GRADIENT + 8 * row) * np.float64(slope))
@@ -691,9 +722,9 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                 load_together(storage, plan, scratch, step_rows // rows, source)
             table = scratch
             for row in range(inner, end, rows):
-                on_the_way = weighed_on_the_way(arithmetic, target_storage, plan)
+                is_weighed = target_storage is not None and weighed_on_the_way(arithmetic, plan)
                 count = least(rows, end - row)
-                prepare_tile(storage, target_storage, plan, table, outer, row, count, together, on_the_way)
+                prepare_tile(storage, target_storage, plan, table, outer, row, count, together, is_weighed)
                 table += tile_bytes
             table = scratch
             for row in range(inner, end, rows):

@@ -35,7 +35,6 @@ from fastswl.kernels.lines import (
     vectors_of,
     write_bite,
 )
-from fastswl.kernels.merge import weight_of_part
 from fastswl.kernels.plan import (
     INDEX_TARGETS,
     LOG_SOFTMAX,
@@ -51,16 +50,12 @@ from fastswl.kernels.record import (
     PART_APART_EXP,
     PART_APART_LOW,
     PART_CLASS,
-    PART_DISTANCE,
-    PART_MASS_AT,
-    PART_MASS_MOVES,
     PART_POWER,
     PART_REFERENCE_LOW,
     PART_REST,
     PART_REST_LOW,
     PART_TOP,
     PART_UNITS,
-    PART_VECTORS,
     RECORD_STEP,
 )
 from fastswl.kernels.results import target_in_part
@@ -71,9 +66,8 @@ from fastswl.kernels.rows import (
     SHIFT,
     SLOPE,
     SPREAD_AT_TARGET,
-    smoothing_unit,
 )
-from fastswl.kernels.spread import fill_masked, spread_of_part, sum_one
+from fastswl.kernels.spread import fill_masked, spread_of_part, store_even_spread, weigh, weigh_edge
 from fastswl.kernels.stream import INTERLEAVED
 from fastswl.simd import (
     VECTOR_BYTES,
@@ -83,18 +77,15 @@ from fastswl.simd import (
     by_type,
     choose,
     first_lane,
-    fma,
     formula,
     greatest,
     itemsize,
     lane,
-    lane_numbers,
     lanes,
     least,
     load,
     load_double,
     load_one,
-    load_wide,
     log2_of,
     power_of_two,
     put_in_place,
@@ -103,15 +94,12 @@ from fastswl.simd import (
     select,
     splat_like,
     stays_a_function,
-    steps,
     store,
     store_double,
-    store_int64,
     store_one,
     to_float64,
     when,
     wide_zero,
-    widen,
     word,
 )
 from fastswl.vectormath import exp_above, exp_of_sum_above, exp_reference, max_lanes, nearest_power, total_of_lanes
@@ -220,6 +208,7 @@ def row_part(
             inner,
             first_class,
             n,
+            load_double(table + SHIFT + 8 * row) == 0.0,
         )
 
     if target_storage is not None and folded != 0 and chosen >= 0:
@@ -347,51 +336,9 @@ def guess_part(
         storage, table, part, step, exponentials, units, lowest, high, low, top, bottom, chosen, apart_exp
     )
     if target_storage is not None and right and spread_evenly(plan):
-        spread_of_guessed(storage, plan, table, part, step, first_class, n, weighed)
+        top = load_double(part + step * PART_TOP)
+        store_even_spread(storage, plan, table + ONES, part, step, first_class, n, top, weighed)
     return right
-
-
-@formula
-def weigh_edge(storage, target_storage, plan, put, first_class, whole, n):
-    """Where the weights of a part's classes lie, and the sum of logits times them in each lane, of those past the last whole pair of
-    vectors, which `put_edge` has put elsewhere. None in kernels for plain calls."""
-    if target_storage is None:
-        return None, None
-    weights = select(plan.weight == 0, 0, plan.weight + 8 * first_class)
-    zero = wide_zero(storage)
-    total = Running(zero)
-    for i in steps(2 * whole, vectors_of(storage, n)):
-        x = load(storage, put + VECTOR_BYTES * i)
-        weighed = choose(
-            weights != 0,
-            functools.partial(weigh, storage, None, zero, i, x),
-            functools.partial(weigh, storage, weights, zero, i, x),
-        )
-        inside = lane_numbers(storage) < to_float64(n - lanes(storage) * i)
-        total.value = total.value + select(inside, weighed, zero)
-    return weights, total.value
-
-
-def weigh(storage, weights, total, i, x):
-    """For formulas: `total` and the vector number i of logits more, times the class weights, if there are any."""
-    return (
-        total + widen(x)
-        if weights is None
-        else fma(load_wide(storage, weights + 8 * lanes(storage) * i), widen(x), total)
-    )
-
-
-@formula
-def spread_of_guessed(storage, plan, table, part, step, first_class, n, weighed):
-    """Of an even smoothing what `spread_of_part` stores: where the mass of the classes lies, and sum of q (m - x), from one of w x."""
-    top = load_double(part + step * PART_TOP)
-    part_weight = weight_of_part(plan, first_class >> log2_of(PART_VECTORS * lanes(storage)), n)
-    away = smoothing_unit(plan) * (part_weight * top - sum_one(storage, weighed))
-    store_double(part + step * PART_DISTANCE, away)
-    weighted = plan.weight != 0
-    at = select(weighted, plan.weight_vector + itemsize(storage) * first_class, table + ONES)
-    store_int64(part + step * PART_MASS_AT, at)
-    store_int64(part + step * PART_MASS_MOVES, select(weighted, 1, 0))
 
 
 @formula

@@ -95,12 +95,13 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     SHIFT,  # what was subtracted from the logits
     ONES,  # a vector of the arithmetic type
     SLOPE,  # row and split walk: of the change of variable at the class left out, with `slopes_on_the_way`
+    PLACED,  # panel: what stands in place of the target's exponential, see `place_targets`
     FILLED,  # panel: whether the tile's mass holds the class weights
     AGAIN,  # row and split walk: whether the row's sums have to be done (again)
     REPEATED,  # row and split walk: whether that is the second time
     GUESS,  # row walk: what the next row's N is taken for, see `guess_part`; and how often that was wrong in this block
-) = range(0, 37 * LINE, LINE)
-TABLE_BYTES = 37 * LINE
+) = range(0, 38 * LINE, LINE)
+TABLE_BYTES = 38 * LINE
 #: what N is taken for at first: good for rows whose largest logit is between -11 and 33
 FIRST_GUESS = 48.0
 

@@ -11,8 +11,9 @@ import numpy as np
 from fastswl.compilation import routine
 from fastswl.kernels.block import FAR_AHEAD, mass_and_distance, mass_in_pairs, no_mass, settled
 from fastswl.kernels.lines import load_part, vectors_in, vectors_of
+from fastswl.kernels.merge import weight_of_part
 from fastswl.kernels.plan import PROBABILITY_TARGETS, spread_evenly
-from fastswl.kernels.record import PART_DISTANCE, PART_MASS, PART_MASS_AT, PART_MASS_MOVES
+from fastswl.kernels.record import PART_DISTANCE, PART_MASS, PART_MASS_AT, PART_MASS_MOVES, PART_VECTORS
 from fastswl.kernels.rows import (
     FILLED,
     MASS_AT,
@@ -26,13 +27,18 @@ from fastswl.kernels.rows import (
 from fastswl.kernels.tiles import load_tile
 from fastswl.simd import (
     VECTOR_BYTES,
+    Running,
     absolute,
     any_lane,
     arithmetic_of,
+    by_type,
     choose,
+    fma,
     formula,
     greatest,
     itemsize,
+    lane,
+    lane_numbers,
     lanes,
     load,
     load_double,
@@ -41,6 +47,7 @@ from fastswl.simd import (
     load_integers,
     load_one,
     load_wide,
+    log2_of,
     same_arithmetic,
     same_storage,
     select,
@@ -51,7 +58,9 @@ from fastswl.simd import (
     store_int64,
     store_one,
     store_wide,
+    to_float64,
     when,
+    wide_zero,
     widen,
     word,
 )
@@ -163,16 +172,23 @@ def smooth_tile(storage, plan, mass):
 
 
 @formula
+def is_finite(a):
+    return absolute(a) < np.inf
+
+
+@formula
 def all_finite(total, distance):
-    return ~any_lane(~(absolute(total) < np.inf) | ~(absolute(distance) < np.inf))
+    return ~any_lane(~is_finite(total) | ~is_finite(distance))
 
 
 @routine
-def put_weights(storage, plan, mass):
-    """The class weights into a tile, each in all lanes."""
-    like = load(storage, mass)
-    for c in range(plan.n_classes):
-        store(storage, mass + VECTOR_BYTES * c, splat_like(like, load_double(plan.weight + 8 * c)))
+def put_weights(storage, plan, table, mass):
+    """The class weights into a tile, each in all lanes, if they are not there."""
+    if load_int64(table + FILLED) == 0:
+        like = load(storage, mass)
+        for c in range(plan.n_classes):
+            store(storage, mass + VECTOR_BYTES * c, splat_like(like, load_double(plan.weight + 8 * c)))
+        store_int64(table + FILLED, 1)
 
 
 @routine
@@ -201,9 +217,8 @@ def spread_of_tile(storage, target_storage, plan, table, tile, low_parts, mass, 
         at, moves = table + ONES, word(0)
     elif not even:
         make_mass_of_tile(storage, target_storage, plan, mass, outer, inner, count)
-    elif load_int64(table + FILLED) == 0:
-        put_weights(storage, plan, mass)
-        store_int64(table + FILLED, 1)
+    else:
+        put_weights(storage, plan, table, mass)
     reference, reference_low = widen(m), load_wide(storage, table + REFERENCE_LOW)
     # the next tile's, where rows follow each other
     ahead = at
@@ -223,7 +238,10 @@ def spread_of_tile(storage, target_storage, plan, table, tile, low_parts, mass, 
         sums = mass_and_distance(
             storage, tile, low_parts, at, moves, mass, word(0), n, n_numbers, reference, reference_low, no_mass(storage),
         )  # fmt: skip
-        q_sum, away = settled(sums.total, sums.total_low), settled(sums.distance, sums.distance_low)
+        # (lane by lane, so that no row hangs on its neighbours)
+        known = is_finite(q_sum) & is_finite(away)
+        q_sum = select(known, q_sum, settled(sums.total, sums.total_low))
+        away = select(known, away, settled(sums.distance, sums.distance_low))
         at, moves = mass, word(1)
         store_int64(table + FILLED, 0)
     if even:
@@ -261,15 +279,89 @@ def mass_stays_in_place(storage, target_storage, plan, n):
     )
 
 
+@formula
+def weigh_edge(storage, target_storage, plan, put, first_class, whole, n):
+    """Where the weights of a part's classes lie, and the sum of logits times them in each lane, of those past the last whole pair of
+    vectors, which `put_edge` has put elsewhere. None in kernels for plain calls."""
+    if target_storage is None:
+        return None, None
+    weights = select(plan.weight == 0, 0, plan.weight + 8 * first_class)
+    zero = wide_zero(storage)
+    total = Running(zero)
+    for i in steps(2 * whole, vectors_of(storage, n)):
+        x = load(storage, put + VECTOR_BYTES * i)
+        weighed = choose(
+            weights != 0,
+            functools.partial(weigh, storage, None, zero, i, x),
+            functools.partial(weigh, storage, weights, zero, i, x),
+        )
+        inside = lane_numbers(storage) < to_float64(n - lanes(storage) * i)
+        total.value = total.value + select(inside, weighed, zero)
+    return weights, total.value
+
+
+def weigh(storage, weights, total, i, x):
+    """For formulas: `total` and the vector number i of logits more, times the class weights, if there are any."""
+    return (
+        total + widen(x)
+        if weights is None
+        else fma(load_wide(storage, weights + 8 * lanes(storage) * i), widen(x), total)
+    )
+
+
+@formula
+def weigh_part(storage, plan, source, logits, first_class, n):
+    """The sum of a part's logits times the class weights in each lane, bit by bit as it is where the power of two is guessed: the
+    logits of whole pairs of vectors lie at `source`, the others in scratch memory (`logits`)."""
+    n_pairs = n >> log2_of(2 * lanes(storage))
+    weights, edge = weigh_edge(storage, storage, plan, logits, first_class, n_pairs, n)
+
+    def all_vectors(weights):
+        total = Running(edge)
+        for i in steps(0, 2 * n_pairs):
+            total.value = weigh(storage, weights, total.value, i, load(storage, source + VECTOR_BYTES * i))
+        return total.value
+
+    return choose(weights != 0, lambda: all_vectors(None), lambda: all_vectors(weights))
+
+
+@formula
+def store_even_spread(storage, plan, ones, part, step, first_class, n, m, weighed):
+    """Of an even smoothing what `spread_of_part` stores: where the mass of the classes lies, and sum of q (m - x), from one of w x;
+    whether that is finite."""
+    part_weight = weight_of_part(plan, first_class >> log2_of(PART_VECTORS * lanes(storage)), n)
+    away = smoothing_unit(plan) * (part_weight * m - sum_one(storage, weighed))
+    store_double(part + step * PART_DISTANCE, away)
+    weighted = plan.weight != 0
+    store_int64(
+        part + step * PART_MASS_AT, select(weighted, plan.weight_vector + itemsize(storage) * first_class, ones)
+    )
+    store_int64(part + step * PART_MASS_MOVES, select(weighted, 1, 0))
+    return (away < np.inf) & (away > -np.inf)
+
+
+@formula
+def is_weighed(storage, plan, low_parts, is_near):
+    """Whether an even smoothing may come from a sum of w x: logits that are as they were given, near 0 (float64 has no digits for
+    the difference of two such sums)."""
+    return by_type(storage, spread_evenly(plan), False) & (low_parts == 0) & is_near
+
+
 @routine
 def spread_of_part(
     storage, target_storage, plan, ones, part, step, source, whole, logits, low_parts, mass, m, m_low, outer, inner,
-    first_class, n,
+    first_class, n, is_near,
 ):  # fmt: skip
     """The mass of a part's classes, where it lies, and its distance from the part's reference, into its record.
 
-    The logits of the pairs of vectors before `whole` lie at `source`, the others in scratch memory (`logits`).
+    The logits of the pairs of vectors before `whole` lie at `source`, the others in scratch memory (`logits`). `is_near` says that
+    nothing was subtracted from them.
     """
+    if is_weighed(storage, plan, low_parts, is_near):
+        weighed = weigh_part(storage, plan, source if whole > 0 else logits, logits, first_class, n)
+        reference = to_float64(lane(m, 0))
+        if store_even_spread(storage, plan, ones, part, step, first_class, n, reference, weighed):
+            return
     even = spread_evenly(plan)
     n_vectors = vectors_of(storage, n)
     n_pairs = n // (2 * lanes(storage))
