@@ -29,8 +29,8 @@ from benchmarks.rows import BASES, Row, all_rows
 RESULTS = Path(__file__).parent / "results"
 #: elements of an array with --quick
 QUICK_ELEMENTS = 20_000
-#: a rival this many times slower than we are is timed in three rounds only
-FAR_BEHIND = 4.0
+#: rivals this many times slower than we are are timed in three rounds only, and in one
+FAR_BEHIND, FAR_OUT = 4.0, 10.0
 #: what "like" means: no more than this times the other
 LIKE = 1.1
 
@@ -104,9 +104,10 @@ def measure(row: Row, threads: int, plan: timing.Plan, quick: bool, with_rivals:
     del answer
     calls = {"ours": own.run, **base_calls(row, problem)}
     once = timing.interleaved({"ours": own.run, **others}, timing.Plan(1, 0.0, plan.rest))
-    near = {n: c for n, c in others.items() if once[n][0] <= FAR_BEHIND * once["ours"][0]}
-    samples = timing.interleaved({**calls, **near}, plan)
-    far = {n: c for n, c in others.items() if n not in near}
+    behind = {name: once[name][0] / once["ours"][0] for name in others}
+    near = {name: call for name, call in others.items() if behind[name] <= FAR_BEHIND}
+    far = {name: call for name, call in others.items() if FAR_BEHIND < behind[name] <= FAR_OUT}
+    samples = {**once, **timing.interleaved({**calls, **near}, plan)}
     if far:
         samples |= timing.interleaved(far, plan._replace(rounds=min(3, plan.rounds)))
     times = timing.medians(samples)

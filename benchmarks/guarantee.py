@@ -33,7 +33,7 @@ CHEAP = Plant(
             "kernels/block.py",
             "    total, rest = Running(high), Running(low)\n\n    line =",
             "    total, rest = Running(high), Running(low)\n"
-            "    partial = Running(splat_like(load(storage, source), 0.0))\n\n    line =",
+            "    partial = Running(splat_like(load(storage, target), 0.0))\n\n    line =",
         ),
         (
             "kernels/block.py",
@@ -42,8 +42,13 @@ CHEAP = Plant(
         ),
         (
             "kernels/block.py",
-            "    return total.value, rest.value, bounds\n",
-            "    return total.value + widen(partial.value), rest.value, bounds\n",
+            "        when((n & 1) != 0, last)\n        return total.value, rest.value\n",
+            "        when((n & 1) != 0, last)\n        return total.value + widen(partial.value), rest.value\n",
+        ),
+        (
+            "kernels/block.py",
+            "lambda: None, *rests)\n    return total.value, rest.value\n",
+            "lambda: None, *rests)\n    return total.value + widen(partial.value), rest.value\n",
         ),
         ("kernels/block.py", "fma(e, factor, e * factor_low))\n", "e * factor)\n"),
         ("kernels/lines.py", "fma(e, results.factor, e * results.factor_low)", "e * results.factor"),

@@ -1105,7 +1105,7 @@ OPTIONS = [
     mutant(
         "smoothing with weights weighs every class",
         DISPATCH,
-        "sum_of_weights(plan.weight)",
+        "exact_sum(held[-1].tolist())",
         "float(logits.shape[-1])",
         "test_torch.py::test_cross_entropy",
     ),
@@ -1812,8 +1812,8 @@ FORMULAS = [
     mutant(
         "a softcap may have any size",
         "vectormath.py",
-        "serves = has_fma() & (softcap > 2.0**-40) & (softcap * greatest(scale, 1.0) <= 128.0)",
-        "serves = has_fma() & (softcap > 0.0)",
+        "return has_fma() & (softcap > 2.0**-40) & (softcap * greatest(scale, 1.0) <= 128.0)",
+        "return has_fma() & (softcap > 0.0)",
         "test_special_values.py::test_a_softcap_of_any_size",
         "test_special_values.py::test_changed_logits_far_from_zero",
     ),
@@ -1856,8 +1856,8 @@ FORMULAS = [
     mutant(
         "softcap comes before logit_scale",
         BLOCK,
-        "softcapped(storage, x, softcap, scale)",
-        "softcapped(storage, x, softcap / scale, scale)",
+        "softcapped(storage, x, softcap, scale, little[:3], little[-1])",
+        "softcapped(storage, x, softcap / scale, scale, little[:3], little[-1])",
         "test_value_and_grad.py::test_any_combination_of_options",
     ),
     mutant(
@@ -2505,6 +2505,147 @@ WRITTEN = [
     ),
 ]
 
+NO_ROW_HANGS = "test_guessed_rows.py::test_with_options_no_row_hangs_on_its_neighbours[{}]"
+EVERY_OPTION = "test_exactness.py::test_bounds_hold_with_every_option[{}-indices]"
+
+#: smoothing and softcap of long rows and of tiles
+OPTIONS_ON_THE_WAY = [
+    mutant(
+        "smoothing of a row is what it is where its power is guessed",
+        SPREAD,
+        "& (low_parts == 0) & is_near",
+        "& (low_parts == 1) & is_near",
+        NO_ROW_HANGS.format("665-float32-smoothing, weights, z_loss"),
+    ),
+    mutant(
+        "the last classes of a row are smoothed, too",
+        SPREAD,
+        "total.value + select(inside, weighed, zero)",
+        "total.value + select(inside, zero, zero)",
+        EVERY_OPTION.format("smoothing-1000-float32"),
+    ),
+    mutant(
+        "the classes of a row are weighed where its power is guessed",
+        SPREAD,
+        "fma(load_wide(storage, weights + 8 * lanes(storage) * i), widen(x), total)",
+        "total + widen(x)",
+        EVERY_OPTION.format("smoothing, weight-1000-float32"),
+    ),
+    mutant(
+        "each part of a row has the weights of its classes",
+        "kernels/merge.py",
+        "load_double(plan.part_weights + 8 * number)",
+        "load_double(plan.part_weights)",
+        EVERY_OPTION.format("smoothing, weight-5000-float32"),
+    ),
+    mutant(
+        "the weights of a part are added up",
+        DISPATCH,
+        "sum_of_weights(weight[first : first + part_classes])",
+        "float(min(part_classes, weight.size - first))",
+        EVERY_OPTION.format("smoothing, weight-5000-float32"),
+    ),
+    mutant(
+        "tiles: the target is smoothed like the others",
+        PANEL,
+        "(apart - FAR_BELOW)",
+        "(apart + FAR_BELOW)",
+        EVERY_OPTION.format("smoothing-100-float32"),
+    ),
+    mutant(
+        "tiles: the logits are weighed",
+        PANEL,
+        "fma(load_double(weights + 8 * c), widen(x), total.value)",
+        "total.value + widen(x)",
+        EVERY_OPTION.format("smoothing, weight-100-float32"),
+    ),
+    mutant(
+        "tiles: the smoothing of a row does not hang on one that is infinite",
+        PANEL,
+        "select(known == known, known, load_wide(storage, table + SPREAD_DISTANCE))",
+        "load_wide(storage, table + SPREAD_DISTANCE)",
+        NO_ROW_HANGS.format("100-float32-smoothing"),
+    ),
+    mutant(
+        "tiles: nor in float64",
+        SPREAD,
+        "away = select(known, away, settled(sums.distance, sums.distance_low))",
+        "away = settled(sums.distance, sums.distance_low)",
+        NO_ROW_HANGS.format("10-float64-smoothing"),
+    ),
+    mutant(
+        "tiles: nor does a row's gradient at its target",
+        PANEL,
+        "if chosen >= 0 and placed != placed:",
+        "if chosen >= 0:",
+        NO_ROW_HANGS.format("100-float32-smoothing, weights"),
+    ),
+    mutant(
+        "tiles: a target for which nothing can be placed has its gradient",
+        PANEL,
+        "if chosen >= 0 and placed != placed:",
+        "if chosen >= 0 and placed == np.inf:",
+        "test_special_values.py",
+    ),
+    mutant(
+        "tiles: where results are not made on their way the mass is a tile",
+        PANEL,
+        "if mass == plan.weight_vector:",
+        "if mass == 0:",
+        NO_ROW_HANGS.format("100-float32-smoothing, weights"),
+    ),
+    mutant(
+        "tiles: what is ignored may be NaN",
+        PANEL,
+        "rest = drop_ignored(arithmetic, table, tile, n_classes, rest)",
+        "rest = rest * 1.0",
+        "test_special_values.py",
+    ),
+    mutant(
+        "tiles: what is taken off a gradient is the weight of its class",
+        "kernels/tiles.py",
+        "self.mass + self.mass_moves * itemsize(storage) * c",
+        "self.mass",
+        EVERY_OPTION.format("smoothing, weight-100-float32"),
+    ),
+    mutant(
+        "softcap: float32 is taken in one part where little is changed",
+        "vectormath.py",
+        "LITTLE_CAPPED, LITTLE_TANH = 0.5, 0.0378",
+        "LITTLE_CAPPED, LITTLE_TANH = 64.0, 0.5",
+        EVERY_OPTION.format("softcap-1000-float32"),
+        EVERY_OPTION.format("softcap, logit_scale-1000-float32"),
+    ),
+    mutant(
+        "softcap: exponentials are multiplied by their slopes on the way",
+        BLOCK,
+        "else e * beside(logits.slopes)",
+        "else e",
+        EVERY_OPTION.format("softcap-1000-float32"),
+    ),
+    mutant(
+        "softcap: so is what stands for the target's",
+        RESULTS,
+        "value = slope * value / guessed",
+        "value = value / guessed",
+        EVERY_OPTION.format("softcap-1000-float32"),
+    ),
+    mutant(
+        "softcap: what fills up a part is nothing",
+        "kernels/part.py",
+        "    store(arithmetic, end, narrow_splat(arithmetic, logits, -np.inf))\n    return tops",
+        "    return tops",
+        EVERY_OPTION.format("softcap-1000-float32"),
+    ),
+    mutant(
+        "softcap: the last vector of a part is changed, too",
+        BLOCK,
+        "lambda: several([n - width])",
+        "lambda: None",
+        EVERY_OPTION.format("softcap-1000-float32"),
+    ),
+]
+
 GUESSED_ROWS = [
     mutant(
         "results that wait go out whole: the numbers before the first line of a block",
@@ -2603,8 +2744,8 @@ GUESSED_ROWS = [
     mutant(
         "of a log_softmax the logits are kept",
         BLOCK,
-        "both[0 if keeps is None else 1]",
-        "both[0]",
+        "kept = x if keeps is not None else e if",
+        "kept = e if",
         "test_guessed_rows.py::test_softmax",
     ),
     mutant(
@@ -2801,8 +2942,8 @@ GUESSED_ROWS = [
     mutant(
         "the bounds of a row are those of all its vectors: side by side",
         BLOCK,
-        "for one in logits.given_at(pair + i)]:",
-        "for one in logits.given_at(pair + i)][1:]:",
+        "                watch(2 * pair + i, noted[-1])",
+        "                i and watch(2 * pair + i, noted[-1])",
         "test_guessed_rows.py::test_losses_and_gradients",
     ),
     mutant(
@@ -3048,7 +3189,7 @@ SHORT_ROWS = [
     mutant(
         "short rows: what is ignored may be NaN",
         SEVERAL,
-        "select(ignored, tiles.zero, x)",
+        "select(dropped, tiles.zero, x)",
         "x",
         f"{TEST_FEW}weights_and_ignored_rows[float32-10]",
     ),
@@ -3146,18 +3287,32 @@ SHORT_ROWS = [
         f"{TEST_FEW}within_3_ulp[10.0-10]",
     ),
     mutant(
-        "short rows: distances that float32 can't hold are summed up again",
+        "short rows: distances that are not finite are summed up again",
         SEVERAL,
-        "any_lane_of(~(distance < np.inf))",
+        "any_lane_of(~serves)",
         "any_lane_of(distance == -1.0)",
         f"{TEST_FEW}smoothing_and_z_loss[special-smoothing-10]",
     ),
     mutant(
         "short rows: no distance hangs on a row's neighbours",
         SEVERAL,
-        "return select(distance < np.inf, distance, total.value)",
+        "return select(serves, distance, total.value)",
         "return total.value",
-        f"{TEST_FEW}smoothing_and_z_loss[ordinary-smoothing-10]",
+        NO_ROW_HANGS.format("10-float32-smoothing, weights"),
+    ),
+    mutant(
+        "short rows: the distance of a row far from 0 is that of what is left of it",
+        SEVERAL,
+        " & (widen(reference.m) == widen(reference.top))",
+        "",
+        f"{TEST_FEW}smoothing_and_z_loss[special-smoothing-10]",
+    ),
+    mutant(
+        "short rows: the distance is weighed",
+        SEVERAL,
+        "fma(load_double(self._plan.weight + 8 * c), widen(x), sums)",
+        "sums + widen(x)",
+        EVERY_OPTION.format("smoothing, weight-10-float32"),
     ),
     mutant(
         "short rows: a class of no weight adds nothing, however far",
@@ -3264,6 +3419,7 @@ MUTANTS = (
     *FORMULAS,
     *BITS,
     *GUESSED_ROWS,
+    *OPTIONS_ON_THE_WAY,
     *MACHINE_CODE,
     *WRITTEN,
     *FIRST_AND_LATER_CALLS,

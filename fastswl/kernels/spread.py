@@ -302,11 +302,9 @@ def weigh_edge(storage, target_storage, plan, put, first_class, whole, n):
 
 def weigh(storage, weights, total, i, x):
     """For formulas: `total` and the vector number i of logits more, times the class weights, if there are any."""
-    return (
-        total + widen(x)
-        if weights is None
-        else fma(load_wide(storage, weights + 8 * lanes(storage) * i), widen(x), total)
-    )
+    if weights is None:
+        return total + widen(x)
+    return fma(load_wide(storage, weights + 8 * lanes(storage) * i), widen(x), total)
 
 
 @formula
