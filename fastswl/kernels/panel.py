@@ -469,6 +469,8 @@ def place_targets(storage, plan, table):
     def values():
         at_target, scale = load_wide(storage, table + TARGET_GRADIENT), load_wide(storage, table + SCALE)
         own = load_wide(storage, table + SPREAD_AT_TARGET) * load_wide(storage, table + SPREAD_SCALE)
+        # (of a target of -inf the mass is struck)
+        own = select(load_wide(storage, table + APART) == -np.inf, wide_zero(storage), own)
         value = (at_target + own) / (scale + load_wide(storage, table + SCALE_LOW))
         size = absolute(value)
         serves = (value == 0.0) | ((size < 1e30) & (size > 1e-18)) | (load_wide(storage, table + CLASS) < 0.0)
