@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import copies, machine, problems, rivals, shapes, timing
-from benchmarks.rows import BASES, Row, all_rows
+from benchmarks.rows import BASES, RIVALS, Row, all_rows
 
 RESULTS = Path(__file__).parent / "results"
 #: elements of an array with --quick
@@ -209,30 +209,43 @@ def one_process(args: argparse.Namespace) -> None:
 
 
 def combine(runs: list[list[dict]]) -> list[dict]:
-    """Medians over runs of every figure of a row."""
+    """Medians over runs of every figure of a row, as far as the runs have it. A rival of the first run alone keeps its ratio to what
+    ours took in that run."""
     combined = []
-    for same in zip(*runs, strict=True):
-        row = dict(same[0])
+    first, *others = runs
+    others = [{r["name"]: r for r in run} for run in others]
+    for row in map(dict, first):
+        same = [row, *(run[row["name"]] for run in others if row["name"] in run)]
+        ours = statistics.median(r["seconds"]["ours"] for r in same) / row["seconds"]["ours"]
+        for key in ("seconds", "rivals"):
+            of_all = set.intersection(*(set(r[key]) for r in same))
+            row[f"median {key}"] = {
+                n: statistics.median(r[key][n] for r in same) if n in of_all else row[key][n] * ours for n in row[key]
+            }
         for key in ("ratio", "ratio to the copy", "ratio of the copy"):
             if key in row:
-                row[key] = statistics.median(r[key] for r in same)
-        for key in ("seconds", "rivals"):
-            names = set.intersection(*(set(r[key]) for r in same))
-            row[key] = {n: statistics.median(r[key][n] for r in same) for n in row[key] if n in names}
+                row[f"median {key}"] = statistics.median(r[key] for r in same)
         row["ratios of the runs"] = [r["ratio"] for r in same]
-        combined.append(row)
+        medians = {key: row.pop(f"median {key}") for key in list(row) if f"median {key}" in row}
+        combined.append(row | medians)
     judge(combined)
     return combined
 
 
-def in_subprocess(args: argparse.Namespace, threads: int) -> list[dict]:
+def in_subprocess(args: argparse.Namespace, threads: int, run: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "benchmarks.compare", "--in-this-process"]
         command += ["--threads", str(threads), "--json", str(file), "--rounds", str(args.rounds)]
         command += ["--quick"] if args.quick else []
-        command += ["--no-rivals"] if args.no_rivals else []
-        command += ["--rows", *args.rows] if args.rows else []
+        without_rivals = args.rivals_once and run > 0
+        command += ["--no-rivals"] if args.no_rivals or without_rivals else []
+        rows = args.rows
+        if without_rivals:
+            rows = [row.name for row in chosen(args.rows) if row.group != RIVALS]
+            if not rows:
+                return []
+        command += ["--rows", *rows] if rows else []
         environment = {**os.environ, **rivals.environment(threads)}
         subprocess.run(command, env=environment, check=True, cwd=Path(__file__).parents[1])
         return json.loads(file.read_text())
@@ -250,6 +263,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=1, help="processes to take the median of")
     parser.add_argument("--quick", action="store_true", help="small arrays, three rounds")
     parser.add_argument("--no-rivals", action="store_true")
+    parser.add_argument(
+        "--rivals-once", action="store_true", help="rivals, and rows that are theirs alone, in the first run only"
+    )
     parser.add_argument("--list", action="store_true", help="print the rows' names and bases")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/compare.json")
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
@@ -271,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     report: dict = {"machine": machine.describe(), "quick": args.quick, "threads": {}}
     print(machine.title(report["machine"]))
     for threads in args.threads:
-        results = combine([in_subprocess(args, threads) for _ in range(args.runs)])
+        results = combine([in_subprocess(args, threads, run) for run in range(args.runs)])
         report["threads"][str(threads)] = results
         print("\n" + table(results, threads, args.quick), flush=True)
     file = args.json or RESULTS / ("compare-quick.json" if args.quick else "compare.json")

