@@ -1,8 +1,8 @@
 """From a checked call to kernels: the route, the divisor, the walk, the sum of the losses.
 
 What shapes and options decide is found once (`walks.find_route`); a call fills in addresses. Calls of contiguous arrays whose
-options are numbers don't come here again: `fastswl.prepared` holds them ready. Those of one block, already the first time, so that
-a first call need not compile what only the general way uses.
+options are numbers or class weights don't come here again: `fastswl.prepared` holds them ready. Those of one block, already the
+first time, so that a first call need not compile what only the general way uses.
 """
 
 import functools
@@ -209,7 +209,8 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     kept = keep_loss(storages, route, plan)
     if kept is not None:
         # (any array stands for a result that the plan has not)
-        value = kept(logits, plan.targets, *(logits if a is None else a for a in (plan.grad, plan.probabilities_out)))
+        results = (logits if array is None else array for array in (plan.grad, plan.probabilities_out))
+        value = kept(logits, plan.targets, *results, *(() if plan.weight is None else (plan.weight,)))
         if value != REFUSED:
             return np.float64(value)
     others: dict[str, Any] = {"weight_total": logits.shape[-1]}

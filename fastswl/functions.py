@@ -163,7 +163,8 @@ def cross_entropy(
     if (
         (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and axis is DEFAULT_AXIS
-        and weight is sample_weight is normalizer is class_mask is out is None
+        and sample_weight is normalizer is class_mask is out is None
+        and (weight is None or type(weight) is np.ndarray)
         and empty is DEFAULT_EMPTY
         and type(reduction) is str
         and type(ignore_index) is int
@@ -172,7 +173,7 @@ def cross_entropy(
         and type(logits) is type(targets) is np.ndarray
     ):
         scalars = (reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap)
-        value = _seen_before(logits, targets, scalars, None, False, n_threads)
+        value = _seen_before(logits, targets, scalars, None, False, n_threads, weight)
         if value is not None:
             return value
     plan, _ = loss_plan(
@@ -191,9 +192,12 @@ def _seen_before(
     grad_out: Any,
     with_grad: bool,
     n_threads: int | None,
+    weight: npt.NDArray[Any] | None,
 ) -> Any:
     """Return the result for contiguous arrays of shapes and scalar options seen before, None to go the way of all checks."""
     dtype, shape = logits.dtype, logits.shape
+    if weight is not None:
+        scalars = (*scalars, weight.dtype, weight.shape)
     key = (dtype, shape, targets.dtype, targets.shape, int(with_grad), scalars)
     call = lazy.prepared.get(key) if n_threads is None else lazy.kept_call(key, n_threads)
     if call is None:
@@ -205,7 +209,7 @@ def _seen_before(
         grad = np.empty(shape, dtype)
     elif type(grad) is not np.ndarray or grad.dtype is not dtype or grad.shape != shape:
         return None
-    value = call(logits, targets, grad, logits)
+    value = call(logits, targets, grad, logits) if weight is None else call(logits, targets, grad, logits, weight)
     if value == REFUSED:
         return None
     return LossAndGrad(np.float64(value), grad) if with_grad else np.float64(value)
@@ -288,7 +292,8 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
     if (
         (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and axis is DEFAULT_AXIS
-        and weight is sample_weight is normalizer is class_mask is out is None
+        and sample_weight is normalizer is class_mask is out is None
+        and (weight is None or type(weight) is np.ndarray)
         and empty is DEFAULT_EMPTY
         and type(reduction) is str
         and type(ignore_index) is int
@@ -298,7 +303,7 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
         and type(logits) is type(targets) is np.ndarray
     ):
         scalars = (reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap)
-        value: LossAndGrad | None = _seen_before(logits, targets, scalars, grad_out, True, n_threads)
+        value: LossAndGrad | None = _seen_before(logits, targets, scalars, grad_out, True, n_threads, weight)
         if value is not None:
             return value
     plan, grad = loss_plan(

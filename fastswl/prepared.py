@@ -1,4 +1,4 @@
-"""Calls of shapes seen before, kept ready: contiguous arrays, options that are numbers.
+"""Calls of shapes seen before, kept ready: contiguous arrays, options that are numbers, and class weights without smoothing.
 
 The general way through Python takes 11 to 16 us, as much as a kernel of 50,000 logits; a kept call takes 1 to 4. All that does
 not change between calls of the same shapes stands in a plan; a native entry fills in the addresses and looks at what can differ
@@ -20,14 +20,15 @@ from fastswl.arguments import (
     REFUSED,
     LossPlan,
 )
-from fastswl.kernels.entry import small_loss, small_softmax
+from fastswl.kernels.entry import small_loss, small_softmax, small_weighted_loss
 from fastswl.kernels.plan import BEHIND_PLAN, CHANGING, CHANGING_LAYOUT, Plan
+from fastswl.kernels.scan import SCAN_ROWS
 from fastswl.running import Storages, address_of, kernel_address, run_kernel_at
 from fastswl.walks import Route
 
 Array = npt.NDArray[Any]
-#: (operation, dtype, shape) or (dtype, shape, dtype and shape of targets, number of results, scalars) -> a call that takes the arrays,
-#: and, if it has the attribute `in_blocks`, a number of threads
+#: (operation, dtype, shape) or (dtype, shape, dtype and shape of targets, number of results, scalars, which end in dtype and shape of
+#: class weights where there are any) -> a call that takes the arrays, and, if it has the attribute `in_blocks`, a number of threads
 prepared: dict[tuple[Any, ...], Any] = {}
 #: a kept call of one block has one plan and one scratch memory, which the GIL guards
 _GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -37,6 +38,8 @@ PREPARED_ELEMENTS = 1 << 20
 HELD_BYTES = 1 << 17
 #: shapes kept; past it all are forgotten (a program that goes through thousands of shapes gains nothing by them)
 PREPARED_SHAPES = 256
+#: of class weights that a kept call takes as they are
+WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 #: weights up to which `math.fsum` is no slower
 FEW_WEIGHTS = 160
 
@@ -57,11 +60,28 @@ def keep_loss(storages: Storages, route: Route, plan: LossPlan) -> Any:
     scalars = (
         plan.reduction, plan.ignore_index, plan.label_smoothing, plan.z_loss, plan.logit_scale, plan.softcap,
     )  # fmt: skip
-    key = (logits.dtype, logits.shape, targets.dtype, targets.shape, results, scalars)
-    return _keep(key, storages, route, small_loss, logits, int(plan.reduction == "mean"))
+    key: tuple[Any, ...] = (logits.dtype, logits.shape, targets.dtype, targets.shape, results, scalars)
+    is_mean = int(plan.reduction == "mean")
+    weight = plan.weight
+    if weight is None:
+        return _keep(key, storages, route, small_loss, logits, is_mean)
+    # the checks have made them float64 (the last dtype), whatever they were; the next call's are as the caller has them
+    for dtype in WEIGHT_DTYPES:
+        key = (*key[:5], (*scalars, dtype, weight.shape))
+        are_float32 = int(dtype.itemsize == 4)
+        call = _keep(key, storages, route, small_weighted_loss, logits, is_mean, are_float32, n_weights=weight.size)
+    return call
 
 
-def _keep(key: tuple[Any, ...], storages: Storages, route: Route, entry: Any, logits: Array, *more: int) -> Any:
+def _keep(
+    key: tuple[Any, ...],
+    storages: Storages,
+    route: Route,
+    entry: Any,
+    logits: Array,
+    *more: int,
+    n_weights: int = 0,
+) -> Any:
     if route.walk.name == "split" or len(route.pieces) > 1 or route.fields["n_outer"] > 1:
         return None
     if logits.size > PREPARED_ELEMENTS:
@@ -72,18 +92,26 @@ def _keep(key: tuple[Any, ...], storages: Storages, route: Route, entry: Any, lo
     words: list[Any] = [0] * CHANGING
     words[Plan._fields.index("weight_total")] = route.fields["n_classes"]
     packed = CHANGING_LAYOUT.pack(*words) + route.fixed
-    if route.n_blocks == 1 and route.work < threads.PARALLEL_WORK and route.walk.scratch_bytes <= HELD_BYTES:
+    # behind the plan: the sums of the blocks, the weights
+    room = BEHIND_PLAN + 16 * route.n_blocks
+    if n_weights:
+        is_mean, are_float32 = more
+        more = (is_mean, room, are_float32)
+    size = room + 8 * n_weights
+    if route.n_blocks == 1 and route.work < threads.PARALLEL_WORK and route.walk.scratch_bytes + size <= HELD_BYTES:
         if not _GIL:
             return None
-        call = prepared[key] = _one_block(kernel, packed, route, entry(), logits.nbytes, more)
+        call = prepared[key] = _one_block(kernel, packed, size, route, entry(), logits.nbytes, more)
         return call
-    prepared[key] = _in_blocks(kernel, packed, route, entry(), logits.nbytes, more)
+    prepared[key] = _in_blocks(kernel, packed, size, route, entry(), logits.nbytes, more)
     return None
 
 
-def _one_block(kernel: int, packed: bytes, route: Route, entry: Any, extent: int, more: tuple[int, ...]) -> Any:
+def _one_block(
+    kernel: int, packed: bytes, size: int, route: Route, entry: Any, extent: int, more: tuple[int, ...]
+) -> Any:
     """Bind everything but the arrays; the call stays in this thread and holds the GIL."""
-    scratch = BEHIND_PLAN + 64
+    scratch = (size + 63) // 64 * 64
     memory = np.zeros(scratch + route.walk.scratch_bytes + 64, np.uint8)
     plan = memory[-address_of(memory) % 64 :]
     plan[: len(packed)] = np.frombuffer(packed, np.uint8)
@@ -92,11 +120,14 @@ def _one_block(kernel: int, packed: bytes, route: Route, entry: Any, extent: int
     return call
 
 
-def _in_blocks(kernel: int, packed: bytes, route: Route, entry: Any, extent: int, more: tuple[int, ...]) -> Any:
+def _in_blocks(
+    kernel: int, packed: bytes, size: int, route: Route, entry: Any, extent: int, more: tuple[int, ...]
+) -> Any:
     """Make the same for several blocks, or one that is large, without the GIL: each call that runs has a plan of its own."""
     n_blocks, scratch_bytes, work = route.n_blocks, route.walk.scratch_bytes, route.work
     is_loss = len(more) > 0
-    template = np.zeros(BEHIND_PLAN + 16 * n_blocks * is_loss, np.uint8)
+    template = np.zeros(size, np.uint8)
+    sums_end = BEHIND_PLAN + 16 * n_blocks * is_loss
     template[: len(packed)] = np.frombuffer(packed, np.uint8)
     # of calls that are over (a new one takes 0.4 us): the plan, its address, and the sums of its blocks
     spare: list[tuple[Array, int, Array]] = []
@@ -106,7 +137,7 @@ def _in_blocks(kernel: int, packed: bytes, route: Route, entry: Any, extent: int
             own = spare.pop()
         except IndexError:
             plan = template.copy()
-            own = plan, address_of(plan), plan[BEHIND_PLAN:].view(np.float64)
+            own = plan, address_of(plan), plan[BEHIND_PLAN:sums_end].view(np.float64)
         _, address, sums = own
         # no kernel: the entry fills in the plan, and says what the sum is to be divided by
         divisor: float = entry(0, address, 0, extent, *more, *arrays)
@@ -155,11 +186,18 @@ def _plain(array: Array) -> bool:
     return bool(array.flags.c_contiguous) and array.size > 0
 
 
+def _weights_can_be_kept(plan: LossPlan) -> bool:
+    """Whether class weights are those of targets alone, few enough to be held, and what the mean divides by is one sum."""
+    n_classes = plan.logits.shape[-1]
+    plain = not plan.probabilities and plan.label_smoothing == 0.0
+    return plain and 16 * n_classes <= HELD_BYTES and plan.logits.size <= SCAN_ROWS * n_classes
+
+
 def _can_be_kept(plan: LossPlan) -> bool:
-    """Whether a call has contiguous arrays, and no option that is an array or has to do with the divisor."""
+    """Whether a call has contiguous arrays, and no option that is another array or has to do with the divisor."""
     return (
         plan.reduction != "none"
-        and plan.weight is None
+        and (plan.weight is None or _weights_can_be_kept(plan))
         and plan.sample_weight is None
         and plan.class_mask is None
         and plan.normalizer is None

@@ -1348,7 +1348,7 @@ OPTIONS = [
     mutant(
         "a kept call holds little memory",
         "prepared.py",
-        " and route.work < threads.PARALLEL_WORK and route.walk.scratch_bytes <= HELD_BYTES:",
+        " and route.work < threads.PARALLEL_WORK and route.walk.scratch_bytes + size <= HELD_BYTES:",
         ":",
         "test_prepared.py::test_what_is_kept_holds_little_memory",
     ),
@@ -2415,6 +2415,55 @@ SURROUNDINGS = [
 
 #: the general way and the kept calls where only one of them was looked at
 FIRST_AND_LATER_CALLS = [
+    mutant(
+        "kept calls: class weights are finite and not negative",
+        ENTRY,
+        "if not (weight >= 0.0 and weight < np.inf):",
+        "if weight == -5.0:",
+        "test_prepared.py::test_kept_calls_refuse_class_weights_that_are_none",
+    ),
+    mutant(
+        "kept calls: the mean divides by the weights of the targets",
+        ENTRY,
+        "divisor = high + low if is_mean != 0 else 1.0",
+        "divisor = float(plan.n_inner) if is_mean != 0 else 1.0",
+        "test_prepared.py::test_kept_calls_with_class_weights_give_the_same_bits",
+    ),
+    mutant(
+        "kept calls: a mean of rows without weight goes the general way",
+        ENTRY,
+        "if bad >= 0 or divisor == 0.0:",
+        "if bad >= 0:",
+        "test_prepared.py::test_kept_calls_refuse_class_weights_that_are_none",
+    ),
+    mutant(
+        "kept calls: so does a target with weights that is no class",
+        ENTRY,
+        "if bad >= 0 or divisor == 0.0:",
+        "if divisor == 0.0:",
+        "test_prepared.py::test_kept_calls_refuse_class_weights_that_are_none",
+    ),
+    mutant(
+        "kept calls: float32 weights are read as such",
+        ENTRY,
+        "if are_float32 != 0:",
+        "if are_float32 == 0:",
+        "test_prepared.py::test_kept_calls_with_class_weights_give_the_same_bits",
+    ),
+    mutant(
+        "kept calls: with as many weights as there are classes",
+        FUNCTIONS,
+        "scalars = (*scalars, weight.dtype, weight.shape)",
+        "scalars = (*scalars, weight.dtype, logits.shape[-1:])",
+        "test_prepared.py::test_kept_calls_refuse_class_weights_that_are_none",
+    ),
+    mutant(
+        "kept calls: few weights are held",
+        "prepared.py",
+        "16 * n_classes <= HELD_BYTES",
+        "8 * n_classes <= HELD_BYTES",
+        "test_prepared.py::test_many_class_weights_are_not_held",
+    ),
     mutant(
         "None is get_num_threads(): a first call",
         "lazy.py",

@@ -87,6 +87,67 @@ def test_kept_calls_give_the_same_bits(shape, dtype, kind, monkeypatch, no_gener
     assert [bits(result) for result in all_results()] == general
 
 
+WEIGHTED = [{}, {"reduction": "sum"}, {"z_loss": 0.01, "softcap": 5.0}, {"ignore_index": 3}]
+
+
+@pytest.mark.parametrize("weight_dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_calls_with_class_weights_give_the_same_bits(shape, dtype, weight_dtype, monkeypatch, no_general_way):
+    logits, targets = problem(shape, dtype, "indices")
+    weight = np.random.default_rng(2).uniform(0.0, 2.0, shape[-1]).astype(weight_dtype)
+    weight[1] = 0.0
+
+    def all_results():
+        for options in WEIGHTED:
+            for own in (weight, weight[::-1].copy()):
+                yield swl.cross_entropy(logits, targets, weight=own, **options)
+                yield swl.cross_entropy_value_and_grad(logits, targets, weight=own, **options)
+                place = logits.copy()
+                given = dict(weight=own, grad_out=place, n_threads=1, **options)
+                yield swl.cross_entropy_value_and_grad(place, targets, **given)
+
+    with monkeypatch.context() as nothing_is_kept:
+        nothing_is_kept.setattr(dispatch, "keep_loss", lambda *arguments: None)
+        general = [bits(result) for result in all_results()]
+    assert [bits(result) for result in all_results()] == general, "the first calls of these shapes"
+    no_general_way()
+    assert [bits(result) for result in all_results()] == general
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_calls_refuse_class_weights_that_are_none(shape):
+    logits, targets = problem(shape, np.float32, "indices")
+    weight = np.ones(shape[-1])
+    for _ in range(2):
+        expected = swl.cross_entropy(logits, targets, weight=weight)
+    apart = np.ones(2 * shape[-1])[::2]
+    assert swl.cross_entropy(logits, targets, weight=apart) == expected
+    assert swl.cross_entropy(logits, targets, weight=weight.astype(">f8")) == expected
+    for wrong in (-1.0, np.nan, np.inf):
+        spoiled = weight.copy()
+        spoiled[-1] = wrong
+        with pytest.raises(ValueError, match="weight"):
+            swl.cross_entropy(logits, targets, weight=spoiled)
+    with pytest.raises(ValueError, match=f"weight has shape \\({shape[-1] + 1},\\)"):
+        swl.cross_entropy(logits, targets, weight=np.ones(shape[-1] + 1))
+    wrong = targets.copy()
+    wrong.flat[-1] = shape[-1]
+    with pytest.raises(IndexError, match=f"is {shape[-1]}, outside"):
+        swl.cross_entropy(logits, wrong, weight=weight)
+    assert np.isnan(swl.cross_entropy(logits, targets, weight=np.zeros(shape[-1])))
+    assert np.isnan(swl.cross_entropy(logits, np.full_like(targets, -100), weight=weight))
+
+
+def test_many_class_weights_are_not_held(monkeypatch):
+    asked = []
+    monkeypatch.setattr(prepared, "_keep", lambda key, *arguments, **named: asked.append(key))
+    for n_classes in (8192, 8193):
+        logits, targets = problem((2, n_classes), np.float32, "indices")
+        swl.cross_entropy(logits, targets, weight=np.ones(n_classes))
+    assert [key[1] for key in asked] == [(2, 8192)] * 2
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kept_calls_refuse_what_they_cannot_do(shape):
     logits, targets = problem(shape, np.float32, "indices")

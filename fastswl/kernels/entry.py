@@ -4,6 +4,7 @@ All that does not change between calls of the same shapes stands in a plan that 
 in and what can differ between arrays of the same shape is looked at: alignment, write access, overlap. One block is run at once.
 """
 
+import numpy as np
 from numba import types
 
 from fastswl.arguments import REFUSED
@@ -20,21 +21,24 @@ from fastswl.kernels.plan import (
     ROW_VALUES_WORD,
     SOFTMAX_WORD,
     TARGETS_WORD,
+    WEIGHT_WORD,
     load_plan,
 )
-from fastswl.kernels.scan import scan_vectors, vectors_serve
+from fastswl.kernels.scan import scan_rows, scan_vectors, vectors_serve
 from fastswl.kernels.targets import load_index
 from fastswl.simd import (
     ARRAY_ALIGNED,
     ARRAY_C_CONTIGUOUS,
     ARRAY_OBJECT,
     ARRAY_WRITEABLE,
+    FLOAT32,
     array_data,
     array_flags,
     call_kernel,
     choose,
     formula,
     load_double,
+    load_one,
     select,
     store_double,
     store_int64,
@@ -166,7 +170,51 @@ def small_loss(kernel, words, scratch, extent, is_mean, logits, targets, grad, p
         return REFUSED
     divisor = float(counted) if is_mean != 0 else 1.0
     fill_in(words, plan, logits, targets, grad, probabilities, divisor)
+    return run_loss(kernel, words, scratch, divisor)
+
+
+@routine
+def run_loss(kernel, words, scratch, divisor):
+    """The loss of a plan that is filled in; without `kernel` what the sum is to be divided by."""
     if kernel == 0:
         return divisor
     call_kernel(kernel, words, scratch, 0, 1)
     return settled(load_double(words + BEHIND_PLAN), load_double(words + BEHIND_PLAN + 8)) / divisor
+
+
+@routine
+def copy_weights(source, are_float32, n, target):
+    """Class weights as float64; whether they are finite and not negative."""
+    for c in range(n):
+        if are_float32 != 0:
+            weight = np.float64(load_one(FLOAT32, source + 4 * c))
+        else:
+            weight = load_double(source + 8 * c)
+        if not (weight >= 0.0 and weight < np.inf):
+            return False
+        store_double(target + 8 * c, weight)
+    return True
+
+
+@python_entry(
+    _WORD, _WORD, _WORD, _WORD, _WORD, _WORD, _WORD,
+    ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, returns=types.float64,
+)  # fmt: skip
+def small_weighted_loss(
+    kernel, words, scratch, extent, is_mean, room, are_float32, logits, targets, grad, probabilities, weights
+):
+    """`small_loss` with class weights (float32 or float64), of which a copy goes to `room` bytes behind the plan."""
+    plan = load_plan(words)
+    if not fits_loss(plan, extent, logits, targets, grad, probabilities) or not readable(weights):
+        return REFUSED
+    if not copy_weights(array_data(weights), are_float32, plan.n_classes, words + room):
+        return REFUSED
+    store_int64(words + TARGETS_WORD, array_data(targets))
+    store_int64(words + WEIGHT_WORD, words + room)
+    plan = load_plan(words)
+    bad, high, low = scan_rows(plan, word(0), plan.n_inner)
+    divisor = high + low if is_mean != 0 else 1.0
+    if bad >= 0 or divisor == 0.0:
+        return REFUSED
+    fill_in(words, plan, logits, targets, grad, probabilities, divisor)
+    return run_loss(kernel, words, scratch, divisor)

@@ -138,26 +138,30 @@ def scan_vectors(plan, targets, start, end):
     return row, high, low
 
 
+@routine
+def scan_rows(plan, start, end):
+    """The first of some rows whose index is no class, or -1, and the sum of the weights that the mean divides by, in two parts."""
+    high, low = 0.0, 0.0
+    if side_by_side(plan):
+        start, high, low = scan_vectors(plan, plan.targets, start, end)
+    for row in range(start, end):
+        outer = row // plan.n_inner
+        inner = row - outer * plan.n_inner
+        good, weight = weight_of_row(plan, outer, inner)
+        if not good:
+            return row, high, low
+        high, error = two_sum(high, weight)
+        low += error
+    return -1, high, low
+
+
 @block_kernel
 def scan_targets(storage, target_storage, plan_address, scratch, first, last):
-    """Per block of rows: the first index that is no class, and the sum of the weights that the mean divides by."""
+    """`scan_rows` of blocks of rows."""
     plan = load_plan(plan_address)
     n_rows = plan.n_outer * plan.n_inner
     for block in range(first, last):
-        bad = -1
-        start, end = block * SCAN_ROWS, least((block + 1) * SCAN_ROWS, n_rows)
-        high, low = 0.0, 0.0
-        if side_by_side(plan):
-            start, high, low = scan_vectors(plan, plan.targets, start, end)
-        for row in range(start, end):
-            outer = row // plan.n_inner
-            inner = row - outer * plan.n_inner
-            good, weight = weight_of_row(plan, outer, inner)
-            if not good:
-                bad = row
-                break
-            high, error = two_sum(high, weight)
-            low += error
+        bad, high, low = scan_rows(plan, block * SCAN_ROWS, least((block + 1) * SCAN_ROWS, n_rows))
         result = plan.partials + SCAN_BYTES * block
         store_double(result, float(bad))
         store_double(result + 8, high)
