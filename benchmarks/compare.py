@@ -214,20 +214,19 @@ def combine(runs: list[list[dict]]) -> list[dict]:
     combined = []
     first, *others = runs
     others = [{r["name"]: r for r in run} for run in others]
-    for row in map(dict, first):
+    for row in first:
         same = [row, *(run[row["name"]] for run in others if row["name"] in run)]
         ours = statistics.median(r["seconds"]["ours"] for r in same) / row["seconds"]["ours"]
-        for key in ("seconds", "rivals"):
-            of_all = set.intersection(*(set(r[key]) for r in same))
-            row[f"median {key}"] = {
-                n: statistics.median(r[key][n] for r in same) if n in of_all else row[key][n] * ours for n in row[key]
-            }
+        medians: dict = {"ratios of the runs": [r["ratio"] for r in same]}
         for key in ("ratio", "ratio to the copy", "ratio of the copy"):
             if key in row:
-                row[f"median {key}"] = statistics.median(r[key] for r in same)
-        row["ratios of the runs"] = [r["ratio"] for r in same]
-        medians = {key: row.pop(f"median {key}") for key in list(row) if f"median {key}" in row}
-        combined.append(row | medians)
+                medians[key] = statistics.median(r[key] for r in same)
+        for key in ("seconds", "rivals"):
+            of_all = set.intersection(*(set(r[key]) for r in same))
+            medians[key] = {
+                n: statistics.median(r[key][n] for r in same) if n in of_all else row[key][n] * ours for n in row[key]
+            }
+        combined.append({**row, **medians})
     judge(combined)
     return combined
 

@@ -69,8 +69,14 @@ def keep_loss(storages: Storages, route: Route, plan: LossPlan) -> Any:
     for dtype in WEIGHT_DTYPES:
         key = (*key[:5], (*scalars, dtype, weight.shape))
         are_float32 = int(dtype.itemsize == 4)
-        call = _keep(key, storages, route, small_weighted_loss, logits, is_mean, are_float32, n_weights=weight.size)
+        more = is_mean, _end_of_sums(route), are_float32
+        call = _keep(key, storages, route, small_weighted_loss, logits, *more, n_weights=weight.size)
     return call
+
+
+def _end_of_sums(route: Route) -> int:
+    """Return where the sums of the blocks end, which follow the plan; class weights follow these."""
+    return BEHIND_PLAN + 16 * route.n_blocks
 
 
 def _keep(
@@ -92,12 +98,7 @@ def _keep(
     words: list[Any] = [0] * CHANGING
     words[Plan._fields.index("weight_total")] = route.fields["n_classes"]
     packed = CHANGING_LAYOUT.pack(*words) + route.fixed
-    # behind the plan: the sums of the blocks, the weights
-    room = BEHIND_PLAN + 16 * route.n_blocks
-    if n_weights:
-        is_mean, are_float32 = more
-        more = (is_mean, room, are_float32)
-    size = room + 8 * n_weights
+    size = _end_of_sums(route) + 8 * n_weights
     if route.n_blocks == 1 and route.work < threads.PARALLEL_WORK and route.walk.scratch_bytes + size <= HELD_BYTES:
         if not _GIL:
             return None
@@ -127,7 +128,7 @@ def _in_blocks(
     n_blocks, scratch_bytes, work = route.n_blocks, route.walk.scratch_bytes, route.work
     is_loss = len(more) > 0
     template = np.zeros(size, np.uint8)
-    sums_end = BEHIND_PLAN + 16 * n_blocks * is_loss
+    sums_end = _end_of_sums(route)
     template[: len(packed)] = np.frombuffer(packed, np.uint8)
     # of calls that are over (a new one takes 0.4 us): the plan, its address, and the sums of its blocks
     spare: list[tuple[Array, int, Array]] = []
