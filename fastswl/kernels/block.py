@@ -199,13 +199,16 @@ def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, 
     def exponentials(x, targets, i, lowest):
         return exp_of_several(storage, loaded(x), logits, targets, keeps, i, magic, lowest)
 
-    def add_pairs(pair, count, lowest=lowest, own=(), target_of=target_of):
+    def sums_of_pairs(pair, count, lowest=lowest, own=(), target_of=target_of):
         x = [one for i in range(count) for one in logits.pair_at(storage, pair + i, own[2 * i : 2 * i + 2])]
         ask_for_lines(2 * count)
         targets = [target_of(pair + i) for i in range(count) for _ in range(2)]
         e = exponentials(x, targets, 2 * pair, lowest)
-        for i in range(count):
-            add(e[2 * i] + e[2 * i + 1])
+        return [e[2 * i] + e[2 * i + 1] for i in range(count)]
+
+    def add_pairs(*args):
+        for sum_of_pair in sums_of_pairs(*args):
+            add(sum_of_pair)
 
     side_by_side = vectors_side_by_side(PAIRS_SIDE_BY_SIDE)
     first, n_pairs = first >> 1, n >> 1
@@ -218,9 +221,23 @@ def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, 
                 watch(2 * pair + i, noted[-1])
         return tuple(noted)
 
+    def add_groups(begin, end, lowest, target_of):
+        # each sum waits for its float64 one until the next group has been computed: what hangs on the last exponential of a group
+        # would hold the processor's queues (loss of 2,000 classes in cache: 0.138 to 0.131 ns)
+        waiting = [Running(narrow(storage, wide_zero(storage))) for _ in range(side_by_side)]
+        for pair in steps(begin, end, side_by_side):
+            sums = sums_of_pairs(pair, side_by_side, lowest, note(pair, side_by_side), target_of)
+            for before, sum_of_pair in zip(waiting, sums, strict=True):
+                add(before.value)
+                before.value = sum_of_pair
+        for before in waiting:
+            add(before.value)
+
     if logits.patched is None:
-        for pair, count in by_groups(first, n_pairs, side_by_side):
-            add_pairs(pair, count, own=note(pair, count))
+        odd = n_pairs - quotient(n_pairs - first, side_by_side) * side_by_side
+        for pair in steps(first, odd):
+            add_pairs(pair, 1, lowest, note(pair, 1))
+        add_groups(odd, n_pairs, lowest, target_of)
 
         def last():
             ask_for_lines(1)
@@ -238,9 +255,7 @@ def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, 
         inside, lowest_inside, target_inside = least(n_pairs, logits.whole), None, lambda pair: target
 
     grouped = first + quotient(inside - first, side_by_side) * side_by_side
-    for pair in steps(first, grouped, side_by_side):
-        own = note(pair, side_by_side)
-        add_pairs(pair, side_by_side, lowest_inside, own, target_inside)
+    add_groups(first, grouped, lowest_inside, target_inside)
 
     def note_odd():
         note(grouped, 1)

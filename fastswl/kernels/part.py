@@ -5,6 +5,7 @@ in order. A part's record says what is known of it; a row's numbers stand in the
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,6 +63,10 @@ from fastswl.kernels.results import target_in_part
 from fastswl.kernels.rows import (
     GUESS,
     ONES,
+    PART_BOUNDS,
+    PART_SUM,
+    PART_SUM_LOW,
+    PART_WEIGHED,
     REPEATED,
     SHIFT,
     SLOPE,
@@ -86,6 +91,7 @@ from fastswl.simd import (
     load,
     load_double,
     load_one,
+    load_wide,
     log2_of,
     power_of_two,
     put_in_place,
@@ -97,6 +103,7 @@ from fastswl.simd import (
     store,
     store_double,
     store_one,
+    store_wide,
     to_float64,
     when,
     wide_zero,
@@ -316,29 +323,61 @@ def guess_part(
     patched, _, apart_exp = leave_out_of_part(
         given, plan, table, row, part, step, logits, whole, put, None, 0, chosen, lane(lowest, 0), tail, magic, lowest,
     )  # fmt: skip
-    high, low = wide_zero(storage), wide_zero(storage)
-    top, bottom = bounds_of_edge(given, logits, n, past, tail)
+    zero = wide_zero(storage)
+    keep_sums(storage, table, PartSums(zero, zero, *bounds_of_edge(given, logits, n, past, tail), weighed))
     n_done = vectors_in(storage, done.n - written)
     bite = INTERLEAVED if n_done > 0 else n_filled
     first = word(0)
     while first < n_vectors:
         write_bite(results, done, written, first, least(bite, n_done - first))
         end = least(first + bite, n_filled)
-        high, low, top, bottom, weighed = exp_of_guessed_bite(
-            given, plan, logits, put, exponentials, weights, first, end, whole, patched, magic, lowest, ahead, high, low, top, bottom,
-            weighed,
-        )  # fmt: skip
+        exp_of_guessed_bite(
+            given, plan, table, logits, put, exponentials, weights, first, end, whole, patched, magic, lowest, ahead
+        )
         first = end
     write_bite(results, done, written, n_vectors, n_done - n_vectors)
     if put != exponentials:
         copy_numbers(storage, put, exponentials, whole * (2 * lanes(storage)), n)
-    right = settle_guess(
-        storage, table, part, step, exponentials, units, lowest, high, low, top, bottom, chosen, apart_exp
-    )
+    right = settle_guess(storage, table, part, step, exponentials, units, lowest, chosen, apart_exp)
     if target_storage is not None and right and spread_evenly(plan):
-        top = load_double(part + step * PART_TOP)
+        top, weighed = load_double(part + step * PART_TOP), load_wide(storage, table + PART_WEIGHED)
         store_even_spread(storage, plan, table + ONES, part, step, first_class, n, top, weighed)
     return right
+
+
+class PartSums(NamedTuple):
+    """What a guessed part has come to so far, in each lane: the sum of e in two parts, the bounds of the logits, and the sum of logits
+    times class weights (None in kernels for plain calls)."""
+
+    high: Any
+    low: Any
+    top: Any
+    bottom: Any
+    weighed: Any
+
+
+@formula
+def keep_sums(storage, table, sums):
+    """Between bites they lie in the table: as arguments and results of a function they were stored and loaded three times."""
+    store_wide(storage, table + PART_SUM, sums.high)
+    # (of float32 the sums are float64, which have no rest)
+    by_type(storage, lambda: None, lambda: store_wide(storage, table + PART_SUM_LOW, sums.low))()
+    store(storage, table + PART_BOUNDS, sums.top)
+    store(storage, table + PART_BOUNDS + VECTOR_BYTES, sums.bottom)
+    if sums.weighed is not None:
+        store_wide(storage, table + PART_WEIGHED, sums.weighed)
+
+
+@formula
+def kept_sums(storage, table, weights):
+    """What `keep_sums` has stored."""
+    return PartSums(
+        load_wide(storage, table + PART_SUM),
+        by_type(storage, lambda: wide_zero(storage), lambda: load_wide(storage, table + PART_SUM_LOW))(),
+        load(storage, table + PART_BOUNDS),
+        load(storage, table + PART_BOUNDS + VECTOR_BYTES),
+        None if weights is None else load_wide(storage, table + PART_WEIGHED),
+    )
 
 
 @formula
@@ -355,15 +394,16 @@ def bounds_of_edge(storage, source, n, past, tail):
 
 
 @formula
-def settle_guess(storage, table, part, step, exponentials, units, lowest, high, low, top, bottom, chosen, apart_exp):
+def settle_guess(storage, table, part, step, exponentials, units, lowest, chosen, apart_exp):
     """What is known of a part whose power of two was guessed, if the guess was right; the next guess."""
-    top = lane(max_lanes(storage, top), 0)
-    bottom = -lane(max_lanes(storage, -bottom), 0)
+    sums = kept_sums(storage, table, None)
+    top = lane(max_lanes(storage, sums.top), 0)
+    bottom = -lane(max_lanes(storage, -sums.bottom), 0)
     limit = by_type(storage, FAR_32, FAR_64)
     inside = (top < limit) & (top > -limit)
     power = nearest_power(storage, splat_like(lowest, select(inside, top, 0.0)))
     power = to_float64(lane(power, 0))
-    total, total_low = total_of_lanes(storage, high, low)
+    total, total_low = total_of_lanes(storage, sums.high, sums.low)
     above = units - power
     right = inside & (above >= 0.0) & (above <= GUESS_ABOVE)
     # e of the least x is no subnormal number, and so much larger than what stands for the class left out that this is lost in the sum
@@ -525,22 +565,24 @@ def with_slopes(
 
 @routine
 def exp_of_guessed_bite(
-    given, plan, source, put, target, weights, first, n, whole, patched, magic, lowest, ahead, high, low, top, bottom, weighed
-):  # fmt: skip
-    """The same of logits as they were given, which log_softmax keeps, with their bounds; and where `weighed` is not None the sum of
+    given, plan, table, source, put, target, weights, first, n, whole, patched, magic, lowest, ahead
+):
+    """The same of logits as they were given, which log_softmax keeps, with their bounds; and where `weights` is not None the sum of
     them times the class weights, if that is asked for."""
     stays_a_function()
     logits = Logits(given, source, None, None, put, whole, patched)
-    return with_bounds(plan, logits, target, weights, first, n, magic, lowest, ahead, high, low, top, bottom, weighed)
+    with_bounds(plan, table, logits, target, weights, first, n, magic, lowest, ahead)
 
 
 @formula
-def with_bounds(plan, logits, target, weights, first, n, magic, lowest, ahead, high, low, top, bottom, weighed):
-    """`exp_and_sum` of a guessed part."""
+def with_bounds(plan, table, logits, target, weights, first, n, magic, lowest, ahead):
+    """`exp_and_sum` of a guessed part, from the sums in the table on."""
     storage = arithmetic_of(logits.given)
+    sums = kept_sums(storage, table, weights)
+    weighed = sums.weighed
 
     def add_up(keeps=None, asked=False, weights=None):
-        largest, smallest = Running(top), Running(bottom)
+        largest, smallest = Running(sums.top), Running(sums.bottom)
         total = None if weighed is None else Running(weighed)
 
         def watch(i, x):
@@ -549,8 +591,10 @@ def with_bounds(plan, logits, target, weights, first, n, magic, lowest, ahead, h
                 total.value = weigh(storage, weights, total.value, i, x)
 
         following = lines_from(ahead)
-        sums = exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, following, high, low, watch)
-        return *sums, largest.value, smallest.value, None if total is None else total.value
+        high, low = exp_and_sum(
+            storage, logits, target, keeps, first, n, magic, lowest, following, sums.high, sums.low, watch
+        )
+        return high, low, largest.value, smallest.value, None if total is None else total.value
 
     # (a loop for each: with a choice in the loop exponentials are 3 % slower)
     ways = [add_up, functools.partial(add_up, True)]
@@ -558,7 +602,7 @@ def with_bounds(plan, logits, target, weights, first, n, magic, lowest, ahead, h
     if weighed is not None:
         ways += [functools.partial(add_up, None, True), functools.partial(add_up, None, True, weights)]
         way = select(spread_evenly(plan), select(weights == 0, 2, 3), way)
-    return choose(way, *ways)
+    keep_sums(storage, table, PartSums(*choose(way, *ways)))
 
 
 @formula
