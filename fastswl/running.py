@@ -14,7 +14,7 @@ from fastswl.kernels.entry import run_serial
 from fastswl.kernels.launch import COUNTER_BYTES, run_parallel
 from fastswl.kernels.panel import panel_walk
 from fastswl.kernels.plan import CHANGING_LAYOUT
-from fastswl.kernels.row import row_walk
+from fastswl.kernels.row import long_walk, row_walk
 from fastswl.kernels.scan import scan_targets
 from fastswl.kernels.short import few_walk, short_walk
 from fastswl.kernels.split import split_walk
@@ -26,6 +26,7 @@ _KERNELS = {
     "panel": panel_walk,
     "strided": panel_walk,
     "row": row_walk,
+    "long": long_walk,
     "split": split_walk,
     "scan": scan_targets,
 }

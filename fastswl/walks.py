@@ -52,7 +52,7 @@ STREAMING_BYTES = 14 << 20
 class Walk(NamedTuple):
     """Which kernel walks over the rows, and in what steps."""
 
-    name: str  # "few", "short", "panel", "strided", "row" or "split"
+    name: str  # "few", "short", "panel", "strided", "row", "long" or "split"
     tile_rows: int  # rows in a step
     tile_bytes: int  # of each tile of a step of several, of each batch of rows
     scratch_bytes: int  # a thread's, without the line buffer
@@ -107,7 +107,7 @@ def choose_walk(
         # of a part; there are two, as of a batch
         part_bytes = areas * VECTOR_BYTES * (PART_VECTORS + 1)
         return Walk("split", 1, part_bytes, LINE_ROOM + 2 * part_bytes, 0)
-    return Walk("row", tile_rows, tile_bytes, 2 * tile_bytes, LINE_ROOM)
+    return Walk("row" if n_parts == 1 else "long", tile_rows, tile_bytes, 2 * tile_bytes, LINE_ROOM)
 
 
 def result_itemsize(storage: str) -> int:
@@ -219,7 +219,7 @@ def find_route(
     itemsize = result_itemsize(storage)
     neighbours = fields.get("out_class") == itemsize
     gathered = neighbours and lengths[-2] == 1 and fields.get("out_inner") == itemsize * shape[-1]
-    if walk.name == "row":
+    if walk.name in ("row", "long"):
         buffered = streaming and neighbours
     elif gathered:
         # the first tile of a block has to reach the end of a line

@@ -58,6 +58,7 @@ from fastswl.kernels.record import (
     PART_TOP,
     PART_UNITS,
     RECORD_STEP,
+    record_step,
 )
 from fastswl.kernels.results import target_in_part
 from fastswl.kernels.rows import (
@@ -122,11 +123,11 @@ LEFT_OUT_BELOW = 20.0
 def row_part(
     storage,
     target_storage,
+    n_parts,
     plan,
     table,
     row,
     part,
-    step,
     areas,
     area_bytes,
     shared,
@@ -147,6 +148,9 @@ def row_part(
     """
     # (a tenth off a first call, and as fast)
     stays_a_function()
+    step = record_step(n_parts)
+    if n_parts is None:
+        first_class = word(0)
     arithmetic = arithmetic_of(storage)
     size = itemsize(arithmetic)
     logits, mass, low_area, slopes = areas, areas + area_bytes, areas + 2 * area_bytes, areas + 3 * area_bytes
@@ -158,7 +162,7 @@ def row_part(
     readable = vectors_can_be_read(storage, plan, n) and load_double(table + SHIFT + 8 * row) == 0.0
     if readable and may_be_guessed(arithmetic, plan, table, row):
         if guess_part(
-            storage, target_storage, plan, table, row, part, step, logits, target, place, first_class, n, ahead, done, written
+            storage, target_storage, n_parts, plan, table, row, part, logits, target, place, first_class, n, ahead, done, written
         ):  # fmt: skip
             return
         n_done = word(0)
@@ -301,7 +305,7 @@ def may_be_guessed(storage, plan, table, row):
 
 @routine
 def guess_part(
-    given, target_storage, plan, table, row, part, step, put, exponentials, logits, first_class, n, ahead, done, written,
+    given, target_storage, n_parts, plan, table, row, part, put, exponentials, logits, first_class, n, ahead, done, written,
 ):  # fmt: skip
     """`row_part` in one pass over the logits, in units of a power of two that is guessed; whether the guess was right. If not,
     all has to be done again, but for the results `done`.
@@ -311,6 +315,7 @@ def guess_part(
     (Beyond the caches, 32,768 classes: loss 0.094 to 0.083 ns, loss and gradient 0.169 to 0.162.)
     """
     put_in_place()
+    step = record_step(n_parts)
     storage = arithmetic_of(given)
     results = result_of(given)
     n_vectors = vectors_of(storage, n)

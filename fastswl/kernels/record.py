@@ -62,6 +62,12 @@ PART_BYTES = 14 * RECORD_STEP
 
 
 @formula
+def record_step(n_parts):
+    """How far apart the words of a record are: `n_parts` is None in kernels for rows of one part."""
+    return COLUMN_STEP if n_parts is None else RECORD_STEP
+
+
+@formula
 def parts_of(storage, n_classes):
     """How many parts a row has, and the classes of all but the last."""
     part_classes = PART_VECTORS * lanes(storage)

@@ -31,6 +31,7 @@ from fastswl.kernels.record import (
     PART_MASS_MOVES,
     PART_POWER,
     PART_UNITS,
+    record_step,
 )
 from fastswl.kernels.rows import (
     APART,
@@ -94,11 +95,11 @@ def no_results(storage, target_storage):
 
 @formula
 def finish_part(
-    storage, target_storage, plan, table, row, part, step, areas, area_bytes, source, outer, inner, first_class, n, line, begin, end,
+    storage, target_storage, n_parts, plan, table, row, part, areas, area_bytes, source, outer, inner, first_class, n, line, begin, end,
 ):  # fmt: skip
     """The results of one part of a row from its exponentials (log_softmax: logits), which lie at `source`: what is left to do is to
     write them. `begin` and `end` are those of the part where they are 0; see `Results`."""
-    arithmetic, results = arithmetic_of(storage), result_of(storage)
+    arithmetic, results, step = arithmetic_of(storage), result_of(storage), record_step(n_parts)
     size = itemsize(arithmetic)
     n_vectors = vectors_of(storage, n)
     # of scratch memory all that is filled up
@@ -124,7 +125,7 @@ def finish_part(
         factor.value, factor_low.value = number(REFERENCE), number(LOG_SUM)
 
     def of_exponentials():
-        below.value, guessed.value = to_reference_of_row(arithmetic, table, row, part, step, source, n_numbers)
+        below.value, guessed.value = to_reference_of_row(arithmetic, n_parts, table, row, part, source, n_numbers)
         units = splat_like(like, guessed.value)
 
         def in_units(what):
@@ -241,11 +242,15 @@ def softmax_place(plan, outer, inner, first_class):
 
 
 @formula
-def to_reference_of_row(storage, table, row, part, step, exponentials, n):
+def to_reference_of_row(storage, n_parts, table, row, part, exponentials, n):
     """By which two powers of two the exponentials of a part are multiplied to be in units of the row's reference: from the N of the
     part to that of the row, and from a guess to that of the part. What a factor of the results has no room for is done here."""
+    step = record_step(n_parts)
     own = load_double(part + step * PART_POWER)
-    below, guessed = own - load_double(table + POWER + 8 * row), load_double(part + step * PART_UNITS) - own
+    guessed = load_double(part + step * PART_UNITS) - own
+    if n_parts is None:
+        return 1.0, two_to(guessed)
+    below = own - load_double(table + POWER + 8 * row)
 
     def far():
         like = load(storage, exponentials)

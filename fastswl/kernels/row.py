@@ -10,7 +10,7 @@ from fastswl.kernels.lines import vectors_of, write_head, write_tail, write_vect
 from fastswl.kernels.merge import mark_rows, merge_parts, settle_rows
 from fastswl.kernels.part import row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
-from fastswl.kernels.record import COLUMN_STEP, PART_BYTES, PART_VECTORS, RECORD_STEP, parts_of
+from fastswl.kernels.record import PART_BYTES, PART_VECTORS, parts_of
 from fastswl.kernels.results import finish_part, no_results, place_of_results
 from fastswl.kernels.rows import (
     AGAIN,
@@ -47,6 +47,7 @@ from fastswl.simd import (
 def row_tile(
     storage,
     target_storage,
+    n_parts,
     plan,
     here,
     before,
@@ -61,20 +62,20 @@ def row_tile(
 ):
     """A batch of rows from logits to sums, while the results of the batch before it are written.
 
-    `here` and `before` are the memory of the two batches; the block's results are to lie from `begin` to `end`.
+    `here` and `before` are the memory of the two batches; the block's results are to lie from `begin` to `end`. `n_parts` is None
+    where rows have one part.
     """
     arithmetic = arithmetic_of(storage)
     results = result_of(storage)
     n_classes = plan.n_classes
-    n_parts, part_classes = parts_of(storage, n_classes)
+    part_classes = PART_VECTORS * lanes(storage)
     parts = TABLE_BYTES
-    areas = parts + (n_parts * plan.tile_rows * PART_BYTES + 63) // 64 * 64
+    row_parts = word(1) if n_parts is None else n_parts
+    areas = parts + (row_parts * plan.tile_rows * PART_BYTES + 63) // 64 * 64
     # of all parts of all rows; one more vector, since the last of a part is filled up past its end
     part_bytes = VECTOR_BYTES * (least(PART_VECTORS, vectors_of(storage, n_classes)) + 1)
-    area_bytes = part_bytes * n_parts * plan.tile_rows
+    area_bytes = part_bytes * row_parts * plan.tile_rows
     line = least(here, before) + plan.line_buffer + VECTOR_BYTES if plan.line_buffer != 0 else word(0)
-    one_part = n_parts == 1
-    step = word(COLUMN_STEP) if one_part else word(RECORD_STEP)
     describe_rows(storage, plan, here, outer, inner, count)
     store_wide(arithmetic, here + SHIFT, wide_zero(arithmetic))
     store_wide(arithmetic, here + REPEATED, wide_zero(arithmetic))
@@ -85,11 +86,11 @@ def row_tile(
             wanted = row < count and (plan.operation != LOSS or load_double(here + ROW_WEIGHT + 8 * row) != 0.0)
             if finished and load_double(here + AGAIN + 8 * row) == 0.0:
                 continue
-            for i in range(n_parts):
-                number = n_parts * row + i
+            for i in range(row_parts):
+                number = row_parts * row + i
                 first_class = part_classes * i
-                n = least(part_classes, n_classes - first_class)
-                record = 8 * row if one_part else parts + PART_BYTES * number
+                n = n_classes if n_parts is None else least(part_classes, n_classes - first_class)
+                record = 8 * row if n_parts is None else parts + PART_BYTES * number
                 area, area_before = here + areas + part_bytes * number, before + areas + part_bytes * number
                 target, source = area, area_before
                 if results_in_place(storage, target_storage, plan, n):
@@ -100,11 +101,11 @@ def row_tile(
                     done = finish_part(
                         storage,
                         target_storage,
+                        n_parts,
                         plan,
                         before,
                         row,
                         before + record,
-                        step,
                         area_before,
                         area_bytes,
                         source,
@@ -122,11 +123,11 @@ def row_tile(
                     row_part(
                         storage,
                         target_storage,
+                        n_parts,
                         plan,
                         here,
                         row,
                         here + record,
-                        step,
                         area,
                         area_bytes,
                         here + areas,
@@ -141,14 +142,15 @@ def row_tile(
                 else:
                     write_vectors(results, done, written, n_done)
                 write_tail(results, done, written + n_done * lanes(storage))
-            if not one_part:
+            if n_parts is not None:
                 far = wanted and merge_parts(
                     arithmetic, plan, here, row, here + parts + PART_BYTES * n_parts * row, n_parts
                 )
                 store_double(here + AGAIN + 8 * row, 1.0 if far else 0.0)
                 again = again or far
-        if one_part and settle_rows(arithmetic, plan, here):
-            again = mark_rows(arithmetic, plan, here, count)
+        if n_parts is None:
+            if settle_rows(arithmetic, plan, here):
+                again = mark_rows(arithmetic, plan, here, count)
         finished = True
 
 
@@ -164,8 +166,26 @@ def results_in_place(storage, target_storage, plan, n):
 
 @block_kernel
 def row_walk(storage, target_storage, plan_address, scratch, first, last):
-    """Blocks `first` to `last` of tiles of rows; `scratch` is this thread's."""
+    """Blocks `first` to `last` of tiles of rows of one part; `scratch` is this thread's.
+
+    A kernel of its own: what hangs on the part is known when it is compiled (1,000 classes, @@@).
+    """
+    walk_rows(storage, target_storage, None, load_plan(plan_address), scratch, first, last)
+    return 0
+
+
+@block_kernel
+def long_walk(storage, target_storage, plan_address, scratch, first, last):
+    """The same of rows of several parts."""
     plan = load_plan(plan_address)
+    n_parts, _ = parts_of(storage, plan.n_classes)
+    walk_rows(storage, target_storage, n_parts, plan, scratch, first, last)
+    return 0
+
+
+@routine
+def walk_rows(storage, target_storage, n_parts, plan, scratch, first, last):
+    """Blocks of tiles of rows of `n_parts`, None for one."""
     arithmetic = arithmetic_of(storage)
     tiles_per_outer = (plan.n_inner + plan.tile_rows - 1) // plan.tile_rows
     n_tiles = plan.n_outer * tiles_per_outer
@@ -188,6 +208,7 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
             row_tile(
                 storage,
                 target_storage,
+                n_parts,
                 plan,
                 here,
                 before,
@@ -210,4 +231,3 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
                 outer_before, inner_before, count_before = outer, inner, count
         if plan.partials != 0:
             store_partial(arithmetic, plan, scratch, block)
-    return 0

@@ -10,7 +10,7 @@ from fastswl.kernels.lines import LINE_ROOM, write_head, write_tail, write_vecto
 from fastswl.kernels.merge import merge_parts
 from fastswl.kernels.part import row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
-from fastswl.kernels.record import PART_BYTES, PART_VECTORS, RECORD_STEP, parts_of
+from fastswl.kernels.record import PART_BYTES, PART_VECTORS, parts_of
 from fastswl.kernels.results import finish_part, no_results
 from fastswl.kernels.rows import (
     AGAIN,
@@ -80,11 +80,11 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
         row_part(
             storage,
             target_storage,
+            n_parts,
             plan,
             table,
             word(0),
             part,
-            word(RECORD_STEP),
             areas,
             area_bytes,
             areas,
@@ -129,11 +129,11 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
             row_part(
                 storage,
                 target_storage,
+                n_parts,
                 plan,
                 table,
                 word(0),
                 part,
-                word(RECORD_STEP),
                 here,
                 area_bytes,
                 here,
@@ -152,11 +152,11 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
             done = finish_part(
                 storage,
                 target_storage,
+                n_parts,
                 plan,
                 table,
                 word(0),
                 part,
-                word(RECORD_STEP),
                 here,
                 area_bytes,
                 here,
