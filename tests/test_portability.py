@@ -36,6 +36,8 @@ def check(done, bounds):
         ({"NUMBA_OPT": "1"}, BOUNDS),
         ({"NUMBA_OPT": "2"}, BOUNDS),
         ({"NUMBA_BOUNDSCHECK": "1"}, BOUNDS),
+        ({"NUMBA_ENABLE_PROFILING": "1"}, BOUNDS),
+        ({"NUMBA_DEBUGINFO": "1", "NUMBA_OPT": "0"}, BOUNDS),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

@@ -265,11 +265,15 @@ def lane_numbers(typingctx, storage):
     return result(storage), codegen
 
 
-def _attribute(name):
+def _attribute(name, opposite):
     @intrinsic
     def mark(typingctx):
         def codegen(context, builder, sig, args):
-            builder.function.attributes.add(name)
+            # (Numba may have set one of its own, for NUMBA_ENABLE_PROFILING or NUMBA_DEBUGINFO; what is not optimised is a function)
+            attributes = builder.function.attributes
+            if "optnone" not in attributes:
+                attributes.discard(opposite)
+                attributes.add(name)
             return context.get_dummy_value()
 
         return types.none(), codegen
@@ -279,6 +283,6 @@ def _attribute(name):
 
 #: the routine in which this stands is called, never put in place: a loop with many constants keeps them in registers where
 #: nothing around it wants some
-stays_a_function = _attribute("noinline")
+stays_a_function = _attribute("noinline", "alwaysinline")
 #: the routine in which this stands is put in place however long it is: for one that is called once, with many arguments
-put_in_place = _attribute("alwaysinline")
+put_in_place = _attribute("alwaysinline", "noinline")
