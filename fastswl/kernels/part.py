@@ -132,6 +132,8 @@ def row_part(
     area_bytes,
     shared,
     target,
+    guesses,
+    place,
     outer,
     inner,
     first_class,
@@ -139,8 +141,9 @@ def row_part(
     done,
     written,
 ):
-    """One part of a row: exponentials (log_softmax: logits) to `target`, what is known of it into `part`. Meanwhile the results `done`
-    of an earlier part, of which `written` numbers are written, go out.
+    """One part of a row, whose logits lie at `place`: exponentials (log_softmax: logits) to `target`, what is known of it into `part`.
+    Meanwhile the results `done` of an earlier part, of which `written` numbers are written, go out. `guesses` is what
+    `powers_are_guessed` says.
 
     Areas: logits, then exponentials if that is `target`; mass (log_softmax: exponentials); low parts of changed logits; slopes of the
     change. With `slopes_on_the_way` changed logits, their low parts and slopes lie in the `shared` areas, the same for all rows, which
@@ -159,16 +162,18 @@ def row_part(
     logits, mass, low_area, slopes = areas, areas + area_bytes, areas + 2 * area_bytes, areas + 3 * area_bytes
     n_vectors, n_filled = vectors_of(storage, n), 2 * pairs_of(storage, n)
     n_done = vectors_in(storage, done.n - written)
-    place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class
     # what follows in memory: the next part, or the next row of a contiguous array
     ahead = place + plan.logits_class * n
-    readable = vectors_can_be_read(storage, plan, n) and load_double(table + SHIFT + 8 * row) == 0.0
-    if readable and may_be_guessed(arithmetic, plan, table, row):
+    first_time = load_double(table + REPEATED + 8 * row) == 0.0
+    if guesses and n >= lanes(storage) and first_time and load_double(table + GUESS + 8) < WRONG_GUESSES:
         if guess_part(
             storage, target_storage, n_parts, plan, table, row, part, logits, target, place, first_class, n, ahead, done, written
         ):  # fmt: skip
             return
         n_done = word(0)
+    readable = (
+        vectors_can_be_read(storage, plan) and n >= lanes(storage) and load_double(table + SHIFT + 8 * row) == 0.0
+    )
     # where the logits are read, and from which pair of vectors on they are in scratch memory
     source, copied = logits, word(0)
     in_place = readable and same_storage(storage, arithmetic) and plan.operation != LOG_SOFTMAX
@@ -297,13 +302,15 @@ def leaves_largest_out(plan, table, row):
 
 
 @formula
-def may_be_guessed(storage, plan, table, row):
-    """Whether the power of two of a part may be guessed: only its exponentials hang on the largest logit, and guesses were right."""
-    right = load_double(table + GUESS + 8) < WRONG_GUESSES
+def powers_are_guessed(storage, plan):
+    """Whether the powers of two of parts are guessed, the first time and as long as guesses are right: of vectors that can be read
+    where they lie, if only the exponentials hang on the largest logit."""
     # (what an even smoothing adds is a difference of sums without the largest logit, for which float64 arithmetic has no digits)
     serves = by_type(storage, spread_evenly(plan), False) | ~spread_wanted(plan)
     loss = (plan.operation == LOSS) & (plan.kind == INDEX_TARGETS) & serves
-    return right & (loss | ((plan.operation != LOSS) & ~leaves_largest_out(plan, table, row)))
+    # (of a log_softmax the largest is left out the second time only)
+    others = (plan.operation == LOG_SOFTMAX) | ((plan.operation != LOSS) & ~leaves_one_out(plan))
+    return vectors_can_be_read(storage, plan) & (loss | others)
 
 
 @routine
@@ -614,9 +621,9 @@ def with_bounds(plan, table, logits, target, weights, first, n, magic, lowest, a
 
 
 @formula
-def vectors_can_be_read(storage, plan, n):
-    """Whether the logits of a part, but for what is left out, are vectors where they lie."""
-    return (plan.logits_class == itemsize(storage)) & (n >= lanes(storage)) & (plan.mask == 0) & ~changed(plan)
+def vectors_can_be_read(storage, plan):
+    """Whether the logits of a part of a vector or more, but for what is left out, are vectors where they lie."""
+    return (plan.logits_class == itemsize(storage)) & (plan.mask == 0) & ~changed(plan)
 
 
 @formula

@@ -111,6 +111,18 @@ BEHIND_PLAN = (PLAN_BYTES + 63) // 64 * 64
 
 
 @formula
+def logits_of_row(plan, outer, inner):
+    """Address of a row's first logit."""
+    return plan.logits + outer * plan.logits_outer + inner * plan.logits_inner
+
+
+@formula
+def results_of_row(plan, outer, inner):
+    """Address of a row's first result."""
+    return plan.out + outer * plan.out_outer + inner * plan.out_inner
+
+
+@formula
 def spread_wanted(plan):
     """Whether every class may have target mass, not the row's own alone."""
     return (plan.kind == PROBABILITY_TARGETS) | ((plan.kind == INDEX_TARGETS) & (plan.label_smoothing != 0.0))

@@ -95,10 +95,12 @@ def no_results(storage, target_storage):
 
 @formula
 def finish_part(
-    storage, target_storage, n_parts, plan, table, row, part, areas, area_bytes, source, outer, inner, first_class, n, line, begin, end,
+    storage, target_storage, n_parts, plan, table, row, part, areas, area_bytes, source, out, ahead, outer, inner, first_class, n,
+    line, begin, end,
 ):  # fmt: skip
-    """The results of one part of a row from its exponentials (log_softmax: logits), which lie at `source`: what is left to do is to
-    write them. `begin` and `end` are those of the part where they are 0; see `Results`."""
+    """The results of one part of a row, which go to `out`, from its exponentials (log_softmax: logits), which lie at `source`: what is
+    left to do is to write them. Meanwhile logits are asked for from `ahead` on. `begin` and `end` are those of the part where they
+    are 0; see `Results`."""
     arithmetic, results, step = arithmetic_of(storage), result_of(storage), record_step(n_parts)
     size = itemsize(arithmetic)
     n_vectors = vectors_of(storage, n)
@@ -164,10 +166,6 @@ def finish_part(
         beta, mass, mass_moves = choose(spread_wanted(plan), lambda: (0.0, table + ONES, 0), spread)
         apart = capped(plan) & ~slopes_on_the_way(plan)
         slopes, slopes_move = select(apart, areas + 3 * area_bytes, table + ONES), select(apart, 1, 0)
-    out = place_of_results(plan, outer, inner, first_class)
-    # what this thread reads next: the same part of the row two tiles on (the next tile is being read while these are written)
-    ahead = plan.logits + outer * plan.logits_outer + (inner + 2 * plan.tile_rows) * plan.logits_inner
-    ahead = ahead + first_class * plan.logits_class
     general = results_are_general(target_storage, plan)
     more = [general, splat_like(like, beta), mass, mass_moves, slopes, slopes_move]
     more = more if target_storage is not None else [None] * 6
@@ -229,11 +227,6 @@ def finish_part(
         )
 
     return choose(plan.out_class != itemsize(results), neighbours, in_steps)
-
-
-@formula
-def place_of_results(plan, outer, inner, first_class):
-    return plan.out + outer * plan.out_outer + inner * plan.out_inner + first_class * plan.out_class
 
 
 @formula

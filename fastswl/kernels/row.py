@@ -8,10 +8,10 @@ ones) in one thread and keeps its exponentials in the cache: in scratch memory, 
 from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.lines import vectors_of, write_head, write_tail, write_vectors
 from fastswl.kernels.merge import mark_rows, merge_parts, settle_rows
-from fastswl.kernels.part import row_part
-from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
+from fastswl.kernels.part import powers_are_guessed, row_part
+from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan, logits_of_row, results_of_row
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, parts_of
-from fastswl.kernels.results import finish_part, no_results, place_of_results
+from fastswl.kernels.results import finish_part, no_results
 from fastswl.kernels.rows import (
     AGAIN,
     REPEATED,
@@ -79,6 +79,11 @@ def row_tile(
     describe_rows(storage, plan, here, outer, inner, count)
     store_wide(arithmetic, here + SHIFT, wide_zero(arithmetic))
     store_wide(arithmetic, here + REPEATED, wide_zero(arithmetic))
+    guesses, in_place = powers_are_guessed(storage, plan), results_in_place(storage, target_storage, plan)
+    logits, out = logits_of_row(plan, outer, inner), results_of_row(plan, outer, inner)
+    out_before = results_of_row(plan, outer_before, inner_before)
+    # what this thread reads next: the same rows two tiles on (the next tile is being read while these are written)
+    logits_ahead = logits_of_row(plan, outer_before, inner_before + 2 * plan.tile_rows)
     finished, again = False, True
     while again:
         again = False
@@ -93,9 +98,11 @@ def row_tile(
                 record = 8 * row if n_parts is None else parts + PART_BYTES * number
                 area, area_before = here + areas + part_bytes * number, before + areas + part_bytes * number
                 target, source = area, area_before
-                if results_in_place(storage, target_storage, plan, n):
-                    target = place_of_results(plan, outer, inner + row, first_class)
-                    source = place_of_results(plan, outer_before, inner_before + row, first_class)
+                results_before = out_before + row * plan.out_inner + first_class * plan.out_class
+                if in_place and n >= lanes(storage):
+                    target = out + row * plan.out_inner + first_class * plan.out_class
+                    source = results_before
+                of_part = row * plan.logits_inner + first_class * plan.logits_class
                 done = no_results(arithmetic, target_storage)
                 if not finished and row < count_before:
                     done = finish_part(
@@ -109,6 +116,8 @@ def row_tile(
                         area_before,
                         area_bytes,
                         source,
+                        results_before,
+                        logits_ahead + of_part,
                         outer_before,
                         inner_before + row,
                         first_class,
@@ -132,6 +141,8 @@ def row_tile(
                         area_bytes,
                         here + areas,
                         target,
+                        guesses,
+                        logits + of_part,
                         outer,
                         inner + row,
                         first_class,
@@ -155,12 +166,12 @@ def row_tile(
 
 
 @formula
-def results_in_place(storage, target_storage, plan, n):
+def results_in_place(storage, target_storage, plan):
     """Whether exponentials of a part go where its results do, which stay in the cache, and are scaled there: scratch memory takes no
     room, and what has to come to the first-level cache to be written comes while they are computed."""
     if target_storage is not None or not same_storage(storage, arithmetic_of(storage)):
         return False
-    neighbours = (plan.out_class == itemsize(storage)) & (n >= lanes(storage))
+    neighbours = plan.out_class == itemsize(storage)
     return (plan.out != 0) & (plan.out != plan.logits) & (plan.streaming == 0) & neighbours
 
 

@@ -8,8 +8,8 @@ arithmetic, and so every bit, is that of the row walk.
 from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.lines import LINE_ROOM, write_head, write_tail, write_vectors
 from fastswl.kernels.merge import merge_parts
-from fastswl.kernels.part import row_part
-from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan
+from fastswl.kernels.part import powers_are_guessed, row_part
+from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan, logits_of_row, results_of_row
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, parts_of
 from fastswl.kernels.results import finish_part, no_results
 from fastswl.kernels.rows import (
@@ -89,6 +89,8 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
             area_bytes,
             areas,
             areas,
+            powers_are_guessed(storage, plan),
+            logits_of_row(plan, outer, inner) + first_class * plan.logits_class,
             outer,
             inner,
             first_class,
@@ -112,7 +114,10 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
     first_part = STRETCH_PARTS * (unit - row * n_stretches)
     last_part = least(first_part + STRETCH_PARTS, n_parts)
     line = scratch + VECTOR_BYTES if plan.streaming != 0 else word(0)
-    place = plan.out + outer * plan.out_outer + inner * plan.out_inner
+    place, logits = results_of_row(plan, outer, inner), logits_of_row(plan, outer, inner)
+    # (of the row two on)
+    ahead = logits_of_row(plan, outer, inner + 2 * plan.tile_rows)
+    guesses = powers_are_guessed(storage, plan)
     begin = place + first_part * part_classes * plan.out_class
     end = place + least(last_part * part_classes, plan.n_classes) * plan.out_class
     area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
@@ -138,6 +143,8 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
                 area_bytes,
                 here,
                 here,
+                guesses,
+                logits + first_class * plan.logits_class,
                 outer,
                 inner,
                 first_class,
@@ -160,6 +167,8 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
                 here,
                 area_bytes,
                 here,
+                place + first_class * plan.out_class,
+                ahead + first_class * plan.logits_class,
                 outer,
                 inner,
                 first_class,
