@@ -68,7 +68,8 @@ class Group(NamedTuple):
     sizes: tuple[tuple[int, int], ...]  # rows, classes
 
 
-#: short: up to 48 classes without options (float64: none); panel: up to 511 (float64: 350); row: more; split: from a million on
+#: short: up to 48 classes without options (float64: none); panel: up to 447 (float64: 350); row: more, long: more than
+#: 4,096 (2,048); split: from a million on
 GROUPS = (
     Group("float32 panel", "float32", "rows", ((1, 1), (5, 2), (37, 3), (128, 10), (37, 60), (33, 300))),
     Group("float32 large", "float32", "rows", ((6001, 10), (601, 127), (60, 1000))),

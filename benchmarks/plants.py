@@ -62,8 +62,8 @@ _END_OF_BATCH = "                finish_rows(storage, plan, here)\n"
 _SPLIT_STEP = "        split_step(storage, target_storage, plan, scratch, unit, n_parts)\n"
 
 
-def _with_idle(file: str) -> tuple[str, str, str]:
-    return file, "\n@block_kernel\n", _IDLE + "\n@block_kernel\n"
+def _with_idle(file: str, before: str = "\n@block_kernel\n") -> tuple[str, str, str]:
+    return file, before, _IDLE + before
 
 
 #: a slowdown of each walk
@@ -87,7 +87,7 @@ SLOW = (
     Plant(
         "row",
         (
-            _with_idle("kernels/row.py"),
+            _with_idle("kernels/row.py", "\n@routine\ndef row_tile("),
             (
                 "kernels/row.py",
                 _END_OF_BATCH,

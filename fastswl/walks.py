@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fastswl.kernels.lines import LINE_ROOM
 from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, INDEX_TARGETS, LOGSUMEXP, LOSS, Plan
-from fastswl.kernels.record import PART_BYTES, PART_VECTORS
+from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES
 from fastswl.kernels.rows import TABLE_BYTES
 from fastswl.kernels.short import STEP_TILES
 from fastswl.kernels.stream import LINE_BYTES
@@ -18,9 +18,9 @@ from fastswl.kernels.tiles import CLASSES_IN_LINES
 from fastswl.simd import STORAGES, VECTOR_BYTES
 
 #: classes up to which a row of contiguous classes goes into a tile of rows, where arithmetic is in float32 and in float64 (loss and
-#: gradient, softmax, loss by rows, of what they take by tiles: 384 classes 1.25, 1.15, 1.3; 512 0.94 to 1.05, 0.87 to 0.97, 1.07; 640
-#: 0.9, 0.85, 0.95; float64, 288 classes 1.08, 1.05, 1.17; 384 0.97, 0.96, 1.02)
-PANEL_CLASSES, PANEL_CLASSES_64 = 511, 350
+#: gradient, softmax, loss by rows, of what they take by tiles, two threads and past the caches: 384 classes 0.93, 0.89, 1.22; 448
+#: 0.85, 0.82, 1.09; in cache 1.15, 1.07, 1.20 and 1.03, 0.95, 1.08; float64, 350 classes 1.0 to 1.03, 1.0, 1.1)
+PANEL_CLASSES, PANEL_CLASSES_64 = 447, 350
 #: classes up to which a row of float32 arithmetic is short, whatever its layout, and up to which it fits into registers
 SHORT_CLASSES, FEW_CLASSES = 48, 3
 #: classes of the tiles that go through the stages together
@@ -36,10 +36,12 @@ STRIDED_CLASSES = 2048
 SPLIT_CLASSES = 1 << 20
 #: and bytes of a thread's scratch memory that a row may take (float64 and options reach them first)
 ROW_SCRATCH_BYTES = 8 << 20
-#: exponentials of a batch of short rows whose results go past the caches: two batches, and what is read and written, are held in the
-#: first-level cache (twice as many: 1 to 4 % slower); of other rows, where what is done once a batch counts more (1,000 classes: twice
-#: as many 3 to 6 % faster, four times 5 to 8)
-BATCH_ELEMENTS, LARGE_BATCH_ELEMENTS = 4096, 16384
+#: exponentials of a batch of rows whose results go past the caches: two batches, and what is read and written, are to be held in the
+#: first-level cache, but what is done once a batch counts more up to so many classes (loss and gradient, two threads: 512 classes
+#: 0.119 to 0.109 ns with twice as many, 1,000 0.113 to 0.111; 2,000 0.095 to 0.104); of other rows, where four times as many are 5 to
+#: 8 % faster
+BATCH_ELEMENTS, LONG_BATCH_ELEMENTS, LARGE_BATCH_ELEMENTS = 8192, 4096, 16384
+BATCH_CLASSES = 1024
 #: elements in a block (a thread's step, and what one partial sum of losses covers): a few dozen blocks of small work, of large work
 #: so many elements that the first and last batch of a block, which nothing overlaps, count little (1,000 classes: 0.32 to 0.26 ns)
 BLOCK_ELEMENTS, LARGE_BLOCK_ELEMENTS, BLOCKS = 16384, 131072, 64
@@ -102,11 +104,11 @@ def choose_walk(
     n_parts = -(-vectors // PART_VECTORS)
     area = VECTOR_BYTES * (min(PART_VECTORS, vectors) + 1) * n_parts * tile_rows
     # of a batch; there are two, of which one is written while the other is computed
-    tile_bytes = (TABLE_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area + 63) // 64 * 64
+    tile_bytes = (TABLE_BYTES + SO_FAR_BYTES + n_parts * tile_rows * PART_BYTES + 64 + areas * area + 63) // 64 * 64
     if n_classes > SPLIT_CLASSES or 2 * tile_bytes > ROW_SCRATCH_BYTES:
         # of a part; there are two, as of a batch
         part_bytes = areas * VECTOR_BYTES * (PART_VECTORS + 1)
-        return Walk("split", 1, part_bytes, LINE_ROOM + 2 * part_bytes, 0)
+        return Walk("split", 1, part_bytes, LINE_ROOM + SO_FAR_BYTES + 2 * part_bytes, 0)
     return Walk("row" if n_parts == 1 else "long", tile_rows, tile_bytes, 2 * tile_bytes, LINE_ROOM)
 
 
@@ -210,7 +212,9 @@ def find_route(
     n_rows = lengths[-2] * lengths[-1]
     n_elements = n_rows * shape[-1]
     streaming = n_elements * STORAGES[storage].itemsize > STREAMING_BYTES
-    batch_elements = BATCH_ELEMENTS if streaming and "out" in names else LARGE_BATCH_ELEMENTS
+    batch_elements = LARGE_BATCH_ELEMENTS
+    if streaming and "out" in names:
+        batch_elements = BATCH_ELEMENTS if shape[-1] <= BATCH_CLASSES else LONG_BATCH_ELEMENTS
     strides_of_logits = fields["logits_class"], fields["logits_inner"]
     walk = choose_walk(storage, shape[-1], *strides_of_logits, areas, plainest, batch_elements)
     steps = lengths[-2] * -(-lengths[-1] // walk.tile_rows)

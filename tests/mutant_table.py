@@ -614,7 +614,7 @@ WHICH_WALK = [
     mutant(
         "rows of few classes go through the panel walk",
         WALKS,
-        "PANEL_CLASSES, PANEL_CLASSES_64 = 511, 350",
+        "PANEL_CLASSES, PANEL_CLASSES_64 = 447, 350",
         "PANEL_CLASSES, PANEL_CLASSES_64 = 64, 350",
         "test_walks.py::test_the_choice_looks_at_rows_only",
     ),
@@ -2290,25 +2290,23 @@ SIZES = [
     ),
     mutant(
         "classes lie at addresses of 64 bits: logits",
-        PART,
-        "place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class",
-        "place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner"
-        " + (first_class * plan.logits_class & 0x7FFFFFFF)",
+        "kernels/split.py",
+        "logits_of_row(plan, outer, inner) + first_class * plan.logits_class",
+        "logits_of_row(plan, outer, inner) + (first_class * plan.logits_class & 0x7FFFFFFF)",
         "test_sizes.py::test_a_row_of_2_to_the_29_classes",
     ),
     mutant(
         "classes lie at addresses of 64 bits: results",
-        RESULTS,
-        "+ first_class * plan.out_class",
-        "+ (first_class * plan.out_class & 0x7FFFFFFF)",
+        "kernels/split.py",
+        "place + first_class * plan.out_class",
+        "place + (first_class * plan.out_class & 0x7FFFFFFF)",
         "test_sizes.py::test_a_row_of_2_to_the_29_classes",
     ),
     mutant(
         "rows lie at addresses of 64 bits: row walk",
-        PART,
-        "place = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner + first_class * plan.logits_class",
-        "place = plan.logits + outer * plan.logits_outer + (inner * plan.logits_inner & 0xFFFFFFFF)"
-        " + first_class * plan.logits_class",
+        "kernels/plan.py",
+        "return plan.logits + outer * plan.logits_outer + inner * plan.logits_inner",
+        "return plan.logits + outer * plan.logits_outer + (inner * plan.logits_inner & 0xFFFFFFFF)",
         "test_sizes.py::test_half_precision_on_disk_beyond_2_to_the_31",
     ),
     mutant(
@@ -2696,6 +2694,41 @@ OPTIONS_ON_THE_WAY = [
 ]
 
 GUESSED_ROWS = [
+    mutant(
+        "the sums of the last vectors that wait are added, too",
+        BLOCK,
+        "        for before in waiting:\n            add(before.value)\n",
+        "",
+        "test_guessed_rows.py::test_softmax",
+    ),
+    mutant(
+        "sums wait in their order",
+        BLOCK,
+        "                before.value = sum_of_pair\n",
+        "                before.value = sums[0]\n",
+        "test_guessed_rows.py::test_softmax",
+    ),
+    mutant(
+        "both parts of a float64 sum go from bite to bite",
+        PART,
+        "lambda: load_wide(storage, so_far + SO_FAR_LOW))(),",
+        "lambda: wide_zero(storage))(),",
+        "test_guessed_rows.py::test_softmax",
+    ),
+    mutant(
+        "the second time no power of two is guessed",
+        PART,
+        "if guesses and n >= lanes(storage) and first_time and load_double",
+        "if guesses and n >= lanes(storage) and load_double",
+        "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum",
+    ),
+    mutant(
+        "the last part of a row, of less than a vector, is not guessed",
+        PART,
+        "if guesses and n >= lanes(storage) and first_time",
+        "if guesses and first_time",
+        "test_guard_pages.py::test_nothing_beside_the_arrays_is_read_or_written",
+    ),
     mutant(
         "results that wait go out whole: the numbers before the first line of a block",
         PANEL,

@@ -31,6 +31,7 @@ compiles = [
 KERNELS = {
     "panel": "fastswl.kernels.panel:panel_walk",
     "row": "fastswl.kernels.row:row_walk",
+    "long": "fastswl.kernels.row:long_walk",
     "short": "fastswl.kernels.short:short_walk",
 }
 #: and one whose exponentials are no loop

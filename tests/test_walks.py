@@ -26,7 +26,7 @@ WAYS = {
     "strided": ((3, 60, 8, 16), 1, lambda x: x),
     "strided, Fortran order": ((70, 200), -1, np.asfortranarray),
     "row": ((37, 700), -1, lambda x: x),
-    "row of several parts": ((3, 9000), -1, lambda x: x),
+    "long rows": ((3, 9000), -1, lambda x: x),
     "row with a class axis in steps": ((5, 700), -1, lambda x: np.repeat(x, 2, axis=1)[:, ::2]),
     "split": ((2, 1100000), -1, lambda x: x),
 }
@@ -319,8 +319,8 @@ def test_split_rows_past_the_caches(n_classes, past_a_line, dtype, crossovers):
 
 
 def test_the_choice_looks_at_rows_only():
-    most = {1: "panel", 3: "few", 48: "short", 511: "panel", 1000000: "row", 1048577: "split"}
-    for n_classes in (1, 2, 3, 4, 10, 48, 49, 511, 512, 8192, 131073, 1000000, 1048577):
+    most = {1: "panel", 3: "few", 48: "short", 447: "panel", 4096: "row", 1000000: "long", 1048577: "split"}
+    for n_classes in (1, 2, 3, 4, 10, 48, 49, 447, 448, 4096, 4097, 8192, 131073, 1000000, 1048577):
         walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)
         assert walk.name == next(name for least, name in most.items() if n_classes <= least)
     for n_classes in (350, 351):

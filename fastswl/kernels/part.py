@@ -58,16 +58,16 @@ from fastswl.kernels.record import (
     PART_TOP,
     PART_UNITS,
     RECORD_STEP,
+    SO_FAR,
+    SO_FAR_BOUNDS,
+    SO_FAR_LOW,
+    SO_FAR_WEIGHED,
     record_step,
 )
 from fastswl.kernels.results import target_in_part
 from fastswl.kernels.rows import (
     GUESS,
     ONES,
-    PART_BOUNDS,
-    PART_SUM,
-    PART_SUM_LOW,
-    PART_WEIGHED,
     REPEATED,
     SHIFT,
     SLOPE,
@@ -131,6 +131,7 @@ def row_part(
     areas,
     area_bytes,
     shared,
+    so_far,
     target,
     guesses,
     place,
@@ -143,7 +144,7 @@ def row_part(
 ):
     """One part of a row, whose logits lie at `place`: exponentials (log_softmax: logits) to `target`, what is known of it into `part`.
     Meanwhile the results `done` of an earlier part, of which `written` numbers are written, go out. `guesses` is what
-    `powers_are_guessed` says.
+    `powers_are_guessed` says, `so_far` memory of the thread.
 
     Areas: logits, then exponentials if that is `target`; mass (log_softmax: exponentials); low parts of changed logits; slopes of the
     change. With `slopes_on_the_way` changed logits, their low parts and slopes lie in the `shared` areas, the same for all rows, which
@@ -167,7 +168,8 @@ def row_part(
     first_time = load_double(table + REPEATED + 8 * row) == 0.0
     if guesses and n >= lanes(storage) and first_time and load_double(table + GUESS + 8) < WRONG_GUESSES:
         if guess_part(
-            storage, target_storage, n_parts, plan, table, row, part, logits, target, place, first_class, n, ahead, done, written
+            storage, target_storage, n_parts, plan, table, row, part, so_far, logits, target, place, first_class, n, ahead, done,
+            written,
         ):  # fmt: skip
             return
         n_done = word(0)
@@ -315,7 +317,7 @@ def powers_are_guessed(storage, plan):
 
 @routine
 def guess_part(
-    given, target_storage, n_parts, plan, table, row, part, put, exponentials, logits, first_class, n, ahead, done, written,
+    given, target_storage, n_parts, plan, table, row, part, so_far, put, exponentials, logits, first_class, n, ahead, done, written,
 ):  # fmt: skip
     """`row_part` in one pass over the logits, in units of a power of two that is guessed; whether the guess was right. If not,
     all has to be done again, but for the results `done`.
@@ -339,7 +341,7 @@ def guess_part(
         given, plan, table, row, part, step, logits, whole, put, None, 0, chosen, lane(lowest, 0), tail, magic, lowest,
     )  # fmt: skip
     zero = wide_zero(storage)
-    keep_sums(storage, table, PartSums(zero, zero, *bounds_of_edge(given, logits, n, past, tail), weighed))
+    keep_sums(storage, so_far, PartSums(zero, zero, *bounds_of_edge(given, logits, n, past, tail), weighed))
     n_done = vectors_in(storage, done.n - written)
     bite = INTERLEAVED if n_done > 0 else n_filled
     first = word(0)
@@ -347,15 +349,15 @@ def guess_part(
         write_bite(results, done, written, first, least(bite, n_done - first))
         end = least(first + bite, n_filled)
         exp_of_guessed_bite(
-            given, plan, table, logits, put, exponentials, weights, first, end, whole, patched, magic, lowest, ahead
+            given, plan, so_far, logits, put, exponentials, weights, first, end, whole, patched, magic, lowest, ahead
         )
         first = end
     write_bite(results, done, written, n_vectors, n_done - n_vectors)
     if put != exponentials:
         copy_numbers(storage, put, exponentials, whole * (2 * lanes(storage)), n)
-    right = settle_guess(storage, table, part, step, exponentials, units, lowest, chosen, apart_exp)
+    right = settle_guess(storage, table, part, step, so_far, exponentials, units, lowest, chosen, apart_exp)
     if target_storage is not None and right and spread_evenly(plan):
-        top, weighed = load_double(part + step * PART_TOP), load_wide(storage, table + PART_WEIGHED)
+        top, weighed = load_double(part + step * PART_TOP), load_wide(storage, so_far + SO_FAR_WEIGHED)
         store_even_spread(storage, plan, table + ONES, part, step, first_class, n, top, weighed)
     return right
 
@@ -372,26 +374,27 @@ class PartSums(NamedTuple):
 
 
 @formula
-def keep_sums(storage, table, sums):
-    """Between bites they lie in the table: as arguments and results of a function they were stored and loaded three times."""
-    store_wide(storage, table + PART_SUM, sums.high)
+def keep_sums(storage, so_far, sums):
+    """Between bites they lie in memory of the thread: as arguments and results of a function they were stored and loaded three
+    times."""
+    store_wide(storage, so_far + SO_FAR, sums.high)
     # (of float32 the sums are float64, which have no rest)
-    by_type(storage, lambda: None, lambda: store_wide(storage, table + PART_SUM_LOW, sums.low))()
-    store(storage, table + PART_BOUNDS, sums.top)
-    store(storage, table + PART_BOUNDS + VECTOR_BYTES, sums.bottom)
+    by_type(storage, lambda: None, lambda: store_wide(storage, so_far + SO_FAR_LOW, sums.low))()
+    store(storage, so_far + SO_FAR_BOUNDS, sums.top)
+    store(storage, so_far + SO_FAR_BOUNDS + VECTOR_BYTES, sums.bottom)
     if sums.weighed is not None:
-        store_wide(storage, table + PART_WEIGHED, sums.weighed)
+        store_wide(storage, so_far + SO_FAR_WEIGHED, sums.weighed)
 
 
 @formula
-def kept_sums(storage, table, weights):
+def kept_sums(storage, so_far, weights):
     """What `keep_sums` has stored."""
     return PartSums(
-        load_wide(storage, table + PART_SUM),
-        by_type(storage, lambda: wide_zero(storage), lambda: load_wide(storage, table + PART_SUM_LOW))(),
-        load(storage, table + PART_BOUNDS),
-        load(storage, table + PART_BOUNDS + VECTOR_BYTES),
-        None if weights is None else load_wide(storage, table + PART_WEIGHED),
+        load_wide(storage, so_far + SO_FAR),
+        by_type(storage, lambda: wide_zero(storage), lambda: load_wide(storage, so_far + SO_FAR_LOW))(),
+        load(storage, so_far + SO_FAR_BOUNDS),
+        load(storage, so_far + SO_FAR_BOUNDS + VECTOR_BYTES),
+        None if weights is None else load_wide(storage, so_far + SO_FAR_WEIGHED),
     )
 
 
@@ -409,9 +412,9 @@ def bounds_of_edge(storage, source, n, past, tail):
 
 
 @formula
-def settle_guess(storage, table, part, step, exponentials, units, lowest, chosen, apart_exp):
+def settle_guess(storage, table, part, step, so_far, exponentials, units, lowest, chosen, apart_exp):
     """What is known of a part whose power of two was guessed, if the guess was right; the next guess."""
-    sums = kept_sums(storage, table, None)
+    sums = kept_sums(storage, so_far, None)
     top = lane(max_lanes(storage, sums.top), 0)
     bottom = -lane(max_lanes(storage, -sums.bottom), 0)
     limit = by_type(storage, FAR_32, FAR_64)
@@ -580,20 +583,20 @@ def with_slopes(
 
 @routine
 def exp_of_guessed_bite(
-    given, plan, table, source, put, target, weights, first, n, whole, patched, magic, lowest, ahead
+    given, plan, so_far, source, put, target, weights, first, n, whole, patched, magic, lowest, ahead
 ):
     """The same of logits as they were given, which log_softmax keeps, with their bounds; and where `weights` is not None the sum of
     them times the class weights, if that is asked for."""
     stays_a_function()
     logits = Logits(given, source, None, None, put, whole, patched)
-    with_bounds(plan, table, logits, target, weights, first, n, magic, lowest, ahead)
+    with_bounds(plan, so_far, logits, target, weights, first, n, magic, lowest, ahead)
 
 
 @formula
-def with_bounds(plan, table, logits, target, weights, first, n, magic, lowest, ahead):
-    """`exp_and_sum` of a guessed part, from the sums in the table on."""
+def with_bounds(plan, so_far, logits, target, weights, first, n, magic, lowest, ahead):
+    """`exp_and_sum` of a guessed part, from the sums so far on."""
     storage = arithmetic_of(logits.given)
-    sums = kept_sums(storage, table, weights)
+    sums = kept_sums(storage, so_far, weights)
     weighed = sums.weighed
 
     def add_up(keeps=None, asked=False, weights=None):
@@ -617,7 +620,7 @@ def with_bounds(plan, table, logits, target, weights, first, n, magic, lowest, a
     if weighed is not None:
         ways += [functools.partial(add_up, None, True), functools.partial(add_up, None, True, weights)]
         way = select(spread_evenly(plan), select(weights == 0, 2, 3), way)
-    keep_sums(storage, table, PartSums(*choose(way, *ways)))
+    keep_sums(storage, so_far, PartSums(*choose(way, *ways)))
 
 
 @formula

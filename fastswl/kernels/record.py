@@ -59,6 +59,10 @@ RECORD_STEP, COLUMN_STEP = 8, LINE
     )
 )
 PART_BYTES = 14 * RECORD_STEP
+#: what a part that is being computed has come to so far, in each lane, a line each: sum of e in two parts, the largest and the
+#: smallest logits, sum of logits times class weights
+SO_FAR, SO_FAR_LOW, SO_FAR_BOUNDS, SO_FAR_WEIGHED = range(0, 4 * LINE, LINE)
+SO_FAR_BYTES = 4 * LINE
 
 
 @formula

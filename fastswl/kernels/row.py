@@ -10,7 +10,7 @@ from fastswl.kernels.lines import vectors_of, write_head, write_tail, write_vect
 from fastswl.kernels.merge import mark_rows, merge_parts, settle_rows
 from fastswl.kernels.part import powers_are_guessed, row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan, logits_of_row, results_of_row
-from fastswl.kernels.record import PART_BYTES, PART_VECTORS, parts_of
+from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES, parts_of
 from fastswl.kernels.results import finish_part, no_results
 from fastswl.kernels.rows import (
     AGAIN,
@@ -69,7 +69,7 @@ def row_tile(
     results = result_of(storage)
     n_classes = plan.n_classes
     part_classes = PART_VECTORS * lanes(storage)
-    parts = TABLE_BYTES
+    parts = TABLE_BYTES + SO_FAR_BYTES
     row_parts = word(1) if n_parts is None else n_parts
     areas = parts + (row_parts * plan.tile_rows * PART_BYTES + 63) // 64 * 64
     # of all parts of all rows; one more vector, since the last of a part is filled up past its end
@@ -140,6 +140,7 @@ def row_tile(
                         area,
                         area_bytes,
                         here + areas,
+                        here + TABLE_BYTES,
                         target,
                         guesses,
                         logits + of_part,
@@ -179,7 +180,8 @@ def results_in_place(storage, target_storage, plan):
 def row_walk(storage, target_storage, plan_address, scratch, first, last):
     """Blocks `first` to `last` of tiles of rows of one part; `scratch` is this thread's.
 
-    A kernel of its own: what hangs on the part is known when it is compiled (1,000 classes, @@@).
+    A kernel of its own: what hangs on the part is known when it is compiled (loss and gradient of 512 and 1,000 classes in cache: 7 to
+    10 % off, and 5 to 10 more with parts computed in place).
     """
     walk_rows(storage, target_storage, None, load_plan(plan_address), scratch, first, last)
     return 0

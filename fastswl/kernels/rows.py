@@ -100,14 +100,8 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     AGAIN,  # row and split walk: whether the row's sums have to be done (again)
     REPEATED,  # row and split walk: whether that is the second time
     GUESS,  # row walk: what the next row's N is taken for, see `guess_part`; and how often that was wrong in this block
-    # row walk: of the part that is being computed, so far: sum of e in each lane, in two parts; the largest and the smallest logits;
-    # the sum of logits times class weights
-    PART_SUM,
-    PART_SUM_LOW,
-    PART_BOUNDS,
-    PART_WEIGHED,
-) = range(0, 42 * LINE, LINE)
-TABLE_BYTES = 42 * LINE
+) = range(0, 38 * LINE, LINE)
+TABLE_BYTES = 38 * LINE
 #: what N is taken for at first: good for rows whose largest logit is between -11 and 33
 FIRST_GUESS = 48.0
 

@@ -10,7 +10,7 @@ from fastswl.kernels.lines import LINE_ROOM, write_head, write_tail, write_vecto
 from fastswl.kernels.merge import merge_parts
 from fastswl.kernels.part import powers_are_guessed, row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan, logits_of_row, results_of_row
-from fastswl.kernels.record import PART_BYTES, PART_VECTORS, parts_of
+from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES, parts_of
 from fastswl.kernels.results import finish_part, no_results
 from fastswl.kernels.rows import (
     AGAIN,
@@ -74,7 +74,7 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
     first_class = part_classes * i
     n = least(part_classes, plan.n_classes - first_class)
     area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
-    areas = scratch + LINE_ROOM
+    areas = scratch + LINE_ROOM + SO_FAR_BYTES
     part = parts + PART_BYTES * i
     if not ignored and load_double(table + AGAIN) != 0.0:
         row_part(
@@ -88,6 +88,7 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
             areas,
             area_bytes,
             areas,
+            scratch + LINE_ROOM,
             areas,
             powers_are_guessed(storage, plan),
             logits_of_row(plan, outer, inner) + first_class * plan.logits_class,
@@ -121,7 +122,8 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
     begin = place + first_part * part_classes * plan.out_class
     end = place + least(last_part * part_classes, plan.n_classes) * plan.out_class
     area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
-    here, before = scratch + LINE_ROOM, scratch + LINE_ROOM + plan.tile_bytes
+    so_far = scratch + LINE_ROOM
+    here, before = so_far + SO_FAR_BYTES, so_far + SO_FAR_BYTES + plan.tile_bytes
     done = no_results(arithmetic, target_storage)
     # one step more, to write the results of the last
     for i in range(first_part, last_part + 1):
@@ -142,6 +144,7 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
                 here,
                 area_bytes,
                 here,
+                so_far,
                 here,
                 guesses,
                 logits + first_class * plan.logits_class,
