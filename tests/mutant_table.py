@@ -2723,13 +2723,6 @@ GUESSED_ROWS = [
         "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum",
     ),
     mutant(
-        "the last part of a row, of less than a vector, is not guessed",
-        PART,
-        "if guesses and n >= lanes(storage) and first_time",
-        "if guesses and first_time",
-        "test_guard_pages.py::test_nothing_beside_the_arrays_is_read_or_written",
-    ),
-    mutant(
         "results that wait go out whole: the numbers before the first line of a block",
         PANEL,
         "lines_of_tile(results, buffer, waiting, n_numbers, is_first)",
