@@ -23,9 +23,9 @@ from fastswl.simd import STORAGES, VECTOR_BYTES
 PANEL_CLASSES, PANEL_CLASSES_64 = 447, 350
 #: classes up to which a row of float32 arithmetic is short, whatever its layout, and up to which it fits into registers
 SHORT_CLASSES, FEW_CLASSES = 48, 3
-#: classes of the tiles that go through the stages together (of float64, in cache, twice as many as 64: 4 to 9 % off 32 to 64 classes;
-#: more: 2 to 8 % on top of 128 classes)
-STEP_CLASSES = 128
+#: classes of the tiles that go through the stages together, where arithmetic is in float32 and in float64 (twice as many: float64, 32
+#: to 64 classes, 4 to 9 % off; float32, 64 classes past the caches, 10 % more: results of a tile that goes alone wait for the next)
+STEP_CLASSES, STEP_CLASSES_64 = 64, 128
 #: bytes of the tiles of rows that lie side by side, below a second-level cache of 1 MB. The more rows, the longer the pieces of each
 #: class (loss and gradient of 300 classes: 1 tile 0.45 ns, 4 tiles 0.38, 8 tiles 0.30); below so many classes the tables of 8 tiles
 #: are too much for the first-level cache (the loss of 10 classes: 4 tiles 0.34, 8 tiles 0.49)
@@ -91,7 +91,7 @@ def choose_walk(
     if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
         if in_panel:
-            tiles = min(4, STEP_CLASSES // n_classes)
+            tiles = min(4, (STEP_CLASSES if layout.arithmetic.bitwidth == 32 else STEP_CLASSES_64) // n_classes)
         else:
             tiles = min(4 if n_classes < WIDE_STEP_CLASSES else 8, STRIDED_STEP_BYTES // tile_bytes)
         tiles = max(tiles, 1)
