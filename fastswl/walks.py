@@ -86,12 +86,14 @@ def choose_walk(
         buffer_bytes = (STEP_TILES * lanes * 8 + 2 * LINE_BYTES) * n_classes + LINE_ROOM
         name = "few" if plainest == "few" and n_classes <= FEW_CLASSES else "short"
         return Walk(name, STEP_TILES * lanes, tile_bytes, STEP_TILES * tile_bytes, buffer_bytes)
-    most = PANEL_CLASSES if layout.arithmetic.bitwidth == 32 else PANEL_CLASSES_64
+    most, step_classes = PANEL_CLASSES, STEP_CLASSES
+    if layout.arithmetic.bitwidth == 64:
+        most, step_classes = PANEL_CLASSES_64, STEP_CLASSES_64
     in_panel = (contiguous or not side_by_side) and n_classes <= most
     if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
         if in_panel:
-            tiles = min(4, (STEP_CLASSES if layout.arithmetic.bitwidth == 32 else STEP_CLASSES_64) // n_classes)
+            tiles = min(4, step_classes // n_classes)
         else:
             tiles = min(4 if n_classes < WIDE_STEP_CLASSES else 8, STRIDED_STEP_BYTES // tile_bytes)
         tiles = max(tiles, 1)

@@ -2746,8 +2746,8 @@ GUESSED_ROWS = [
     mutant(
         "float64 rows of few classes go through the panel walk, those of more do not",
         WALKS,
-        "PANEL_CLASSES if layout.arithmetic.bitwidth == 32 else PANEL_CLASSES_64",
-        "PANEL_CLASSES",
+        "most, step_classes = PANEL_CLASSES_64, STEP_CLASSES_64",
+        "most, step_classes = PANEL_CLASSES, STEP_CLASSES_64",
         "test_walks.py::test_the_choice_looks_at_rows_only",
     ),
     mutant(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import fastswl
+from fastswl import running, walks
 from fastswl.cli import COMMANDS, main, warmup
 from fastswl.cli.console import CommandError, progress, table
 from fastswl.cli.demo import ComparedLayer
@@ -20,6 +21,8 @@ from fastswl.cli.digits import SIDE, jitter, load_digits
 from fastswl.cli.graph import Graph, softmax_with_loss
 from fastswl.cli.network import Adam, TwoLayerNetwork, shuffled_batches
 from fastswl.cli.plain_layer import PlainSoftmaxWithLoss
+from fastswl.kernels.scan import scan_targets
+from fastswl.kernels.short import few_walk, short_walk
 
 
 def fails(capsys, *argv) -> str:
@@ -384,6 +387,19 @@ def test_warmup_fills_the_cache(tmp_path):
     code = "from fastswl.cli.warmup import CASES, run_job\nfor case in CASES: run_job('float32', case)"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert files(tmp_path) == after_warmup
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_warmup_meets_every_kernel(dtype):
+    """A case for each kernel (float64 has none for short rows)."""
+    met = set()
+    for case in warmup.CASES.values():
+        logits = np.moveaxis(np.zeros(case.shape, dtype, order="F" if case.fortran else "C"), case.axis, -1)
+        for plainest in ("few", "short", "panel"):
+            walk = walks.choose_walk(dtype, logits.shape[-1], logits.strides[-1], logits.strides[-2], 1, plainest)
+            met.add(running._KERNELS[walk.name])
+    short = {short_walk, few_walk} if dtype == "float64" else set()
+    assert met == set(running._KERNELS.values()) - {scan_targets} - short
 
 
 def test_warmup_in_processes(capsys, monkeypatch):

@@ -34,6 +34,7 @@ CASES = {
     "few classes": Case((64, 10)),
     "two classes": Case((64, 2)),
     "many classes": Case((64, 1000)),
+    "a language model": Case((4, 32768)),
     "two long rows": Case((2, 1_100_000)),
     "images": Case((8, 21, 64, 64), axis=1),
     "Fortran order": Case((256, 100), fortran=True),

@@ -113,10 +113,15 @@ def nan_where_any(storage, source, n, top):
     return result.value
 
 
+def begin_of_groups(begin, end, size):
+    """For formulas: from which number on those up to `end` fill groups of `size`."""
+    return end - quotient(end - begin, size) * size
+
+
 def by_groups(begin, end, size):
     """For formulas: the numbers from `begin` on by groups of `size`, as the first of each group and how many it has; those that fill
     no group come first, one by one."""
-    odd = end - quotient(end - begin, size) * size
+    odd = begin_of_groups(begin, end, size)
     for first in steps(begin, odd):
         yield first, 1
     for first in steps(odd, end, size):
@@ -234,10 +239,10 @@ def exp_and_sum(storage, logits, target, keeps, first, n, magic, lowest, ahead, 
             add(before.value)
 
     if logits.patched is None:
-        odd = n_pairs - quotient(n_pairs - first, side_by_side) * side_by_side
-        for pair in steps(first, odd):
+        grouped = begin_of_groups(first, n_pairs, side_by_side)
+        for pair in steps(first, grouped):
             add_pairs(pair, 1, lowest, note(pair, 1))
-        add_groups(odd, n_pairs, lowest, target_of)
+        add_groups(grouped, n_pairs, lowest, target_of)
 
         def last():
             ask_for_lines(1)

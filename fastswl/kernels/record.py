@@ -73,6 +73,6 @@ def record_step(n_parts):
 
 @formula
 def parts_of(storage, n_classes):
-    """How many parts a row has, and the classes of all but the last."""
+    """How many parts a row has."""
     part_classes = PART_VECTORS * lanes(storage)
-    return (n_classes + part_classes - 1) >> (part_classes.bit_length() - 1), part_classes
+    return (n_classes + part_classes - 1) >> (part_classes.bit_length() - 1)

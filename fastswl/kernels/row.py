@@ -191,7 +191,7 @@ def row_walk(storage, target_storage, plan_address, scratch, first, last):
 def long_walk(storage, target_storage, plan_address, scratch, first, last):
     """The same of rows of several parts."""
     plan = load_plan(plan_address)
-    n_parts, _ = parts_of(storage, plan.n_classes)
+    n_parts = parts_of(storage, plan.n_classes)
     walk_rows(storage, target_storage, n_parts, plan, scratch, first, last)
     return 0
 

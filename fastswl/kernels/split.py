@@ -187,7 +187,7 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
 def split_walk(storage, target_storage, plan_address, scratch, first, last):
     """Units `first` to `last` of a phase (see `split_step`); `scratch` is this thread's."""
     plan = load_plan(plan_address)
-    n_parts, _ = parts_of(storage, plan.n_classes)
+    n_parts = parts_of(storage, plan.n_classes)
     for unit in range(first, last):
         if plan.phase == FINISH:
             finish_stretch(storage, target_storage, plan, scratch, unit, n_parts)
