@@ -57,7 +57,7 @@ CHEAP = Plant(
             "select(index == c, at_target, fma(e, scale, e * scale_low))",
             "select(index == c, at_target, e * scale)",
         ),
-        ("kernels/rows.py", "lambda: d + rest_of_largest(storage, table)", "lambda: d"),
+        ("kernels/rows.py", " + load_wide(storage, table + TOP_REST)", ""),
         ("kernels/several.py", " + rest_of_largest(storage, reference)", ""),
         (
             "kernels/several.py",

@@ -38,19 +38,20 @@ class Plant(NamedTuple):
             file.write_text(text.replace(old, new.replace("{steps}", str(steps))))
 
 
-def _in_panel_kernel(walk: str, comparison: str, steps: int) -> Plant:
-    """The panel walk and the strided one have one kernel and differ in the stride of the classes."""
-    end_of_step = "        if plan.partials != 0:\n            store_partial(arithmetic, plan, scratch, block)\n"
+def _in_walk_over_tiles(walk: str, end_of_step: str, tiles: str, steps: int) -> Plant:
+    """The panel walk and the strided one have kernels in one module."""
+    file = "kernels/panel_walks.py"
     return Plant(
         walk,
         (
-            ("kernels/panel.py", "\n@block_kernel\n", _IDLE + "\n@block_kernel\n"),
+            (file, "import block_kernel\n", "import block_kernel, routine\n"),
+            (file, "import finish_rows,", "import AGAIN, finish_rows,"),
+            (file, "result_of, word\n", "result_of, store_double, word\n"),
+            (file, "\n@block_kernel\ndef tile_walk", _IDLE + "\n@block_kernel\ndef tile_walk"),
             (
-                "kernels/panel.py",
+                file,
                 end_of_step,
-                f"            if plan.logits_class {comparison} itemsize(storage):\n"
-                "                planted(scratch + AGAIN, plan.n_classes * (step_rows // rows) * {steps} // 64)\n"
-                + end_of_step,
+                f"{end_of_step}            planted(scratch + AGAIN, plan.n_classes * {tiles} * {{steps}} // 64)\n",
             ),
         ),
         steps,
@@ -82,8 +83,10 @@ SLOW = (
         ),
         253,
     ),
-    _in_panel_kernel("panel", "==", 253),
-    _in_panel_kernel("strided", "!=", 149),
+    _in_walk_over_tiles("panel", "            table, next_table, count = next_table, table, next_count\n", "1", 253),
+    _in_walk_over_tiles(
+        "strided", "            end = least(inner + step_rows, plan.n_inner)\n", "(step_rows // rows)", 149
+    ),
     Plant(
         "row",
         (

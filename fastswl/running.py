@@ -12,7 +12,7 @@ from fastswl import forks, threads
 from fastswl.compilation import DRIVER_SIGNATURE, compiled_address, compiled_entry, kernel_signature
 from fastswl.kernels.entry import run_serial
 from fastswl.kernels.launch import COUNTER_BYTES, run_parallel
-from fastswl.kernels.panel import panel_walk
+from fastswl.kernels.panel_walks import panel_walk, tile_walk
 from fastswl.kernels.plan import CHANGING_LAYOUT
 from fastswl.kernels.row import long_walk, row_walk
 from fastswl.kernels.scan import scan_targets
@@ -23,6 +23,7 @@ _DATA = object.__basicsize__
 _KERNELS = {
     "few": few_walk,
     "short": short_walk,
+    "tile": tile_walk,
     "panel": panel_walk,
     "strided": panel_walk,
     "row": row_walk,

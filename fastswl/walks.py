@@ -9,12 +9,12 @@ import itertools
 from typing import Any, NamedTuple
 
 from fastswl.kernels.lines import LINE_ROOM
-from fastswl.kernels.plan import CHANGING, FIXED_LAYOUT, INDEX_TARGETS, LOGSUMEXP, LOSS, Plan
+from fastswl.kernels.plan import CHANGING, COMPARED_CLASSES, FIXED_LAYOUT, INDEX_TARGETS, LOGSUMEXP, LOSS, Plan
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES
 from fastswl.kernels.rows import TABLE_BYTES
 from fastswl.kernels.short import STEP_TILES
 from fastswl.kernels.stream import LINE_BYTES
-from fastswl.kernels.tiles import CLASSES_IN_LINES
+from fastswl.kernels.tiles import CLASSES_IN_LINES, TWO_TILES_CLASSES_READ
 from fastswl.simd import STORAGES, VECTOR_BYTES
 
 #: classes up to which a row of contiguous classes goes into a tile of rows, where arithmetic is in float32 and in float64 (loss and
@@ -55,7 +55,7 @@ STREAMING_BYTES = 14 << 20
 class Walk(NamedTuple):
     """Which kernel walks over the rows, and in what steps."""
 
-    name: str  # "few", "short", "panel", "strided", "row", "long" or "split"
+    name: str  # "few", "short", "tile", "panel", "strided", "row", "long" or "split"
     tile_rows: int  # rows in a step
     tile_bytes: int  # of each tile of a step of several, of each batch of rows
     scratch_bytes: int  # a thread's, without the line buffer
@@ -147,6 +147,19 @@ class Options(NamedTuple):
     softcap: float = 0.0
 
 
+def tiles_go_alone(storage: str, walk: Walk, fields: dict[str, Any]) -> bool:
+    """Whether what the kernel of tiles that go alone takes for granted is so; no bit hangs on it."""
+    itemsize = STORAGES[storage].itemsize
+    return (
+        walk.name == "panel"
+        and walk.tile_rows == STORAGES[storage].lanes
+        and fields["n_outer"] == 1
+        and fields["n_classes"] > COMPARED_CLASSES
+        and fields["logits_class"] == itemsize
+        and fields.get("out_class", result_itemsize(storage)) == result_itemsize(storage)
+    )
+
+
 def plainest_walk(options: Options, names: tuple[str, ...]) -> str:
     """Of the walks for short rows, "few", "short" and "panel", the first that has what is asked for."""
     if options.operation == LOGSUMEXP or "softmax" in names or "mask" in names:
@@ -220,6 +233,9 @@ def find_route(
         batch_elements = BATCH_ELEMENTS if shape[-1] <= BATCH_CLASSES else LONG_BATCH_ELEMENTS
     strides_of_logits = fields["logits_class"], fields["logits_inner"]
     walk = choose_walk(storage, shape[-1], *strides_of_logits, areas, plainest, batch_elements)
+    if tiles_go_alone(storage, walk, fields):
+        scratch_bytes = walk.scratch_bytes * (2 if shape[-1] <= TWO_TILES_CLASSES_READ else 1)
+        walk = walk._replace(name="tile", scratch_bytes=scratch_bytes)
     steps = lengths[-2] * -(-lengths[-1] // walk.tile_rows)
     block_elements = max(BLOCK_ELEMENTS, min(LARGE_BLOCK_ELEMENTS, n_elements // BLOCKS))
     steps_per_block = max(1, block_elements // (walk.tile_rows * shape[-1]))

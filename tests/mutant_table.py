@@ -1580,6 +1580,7 @@ COMMANDS = [
     ),
 ]
 
+WALKS_OF_TILES = "kernels/panel_walks.py"
 PANEL, PART, ROWS, BLOCK = "kernels/panel.py", "kernels/part.py", "kernels/rows.py", "kernels/block.py"
 RESULTS = "kernels/results.py"
 MERGE, TILES = "kernels/merge.py", "kernels/tiles.py"
@@ -1989,15 +1990,15 @@ BITS = [
     mutant(
         "rows may come in any order: number by number",
         TILES,
-        "load_one(storage, source + class_stride * c + row_stride * row)",
-        "load_one(storage, source + class_stride * c + row_stride * least(row, 1))",
+        "load_one(storage, source + step * c + row_stride * row)",
+        "load_one(storage, source + step * c + row_stride * least(row, 1))",
         "test_exactness.py::TestBounds::test_softmax_family[normal_1-2-float32-rows]",
     ),
     mutant(
         "what is in lanes without a row is written nowhere",
         TILES,
-        "target + class_stride * c, row_stride, count, room)",
-        "target + class_stride * c, row_stride, count, target)",
+        "target + step * c, row_stride, count, room)",
+        "target + step * c, row_stride, count, target)",
         "test_exactness.py::TestBounds::test_softmax_family[normal_1-10-float32-rows]",
     ),
     mutant(
@@ -2071,7 +2072,7 @@ BITS = [
     ),
     mutant(
         "lines of each class: the last of a row of steps",
-        "kernels/panel.py",
+        WALKS_OF_TILES,
         "is_last = step == last_step - 1 or end + step_rows > plan.n_inner",
         "is_last = step == last_step - 1",
         "test_walks.py::test_streamed_results_side_by_side_have_the_same_bits",
@@ -2128,7 +2129,7 @@ BITS = [
     mutant(
         "results in steps",
         TILES,
-        "store_one(storage, target + class_stride * c + row_stride * row, number)",
+        "store_one(storage, target + step * c + row_stride * row, number)",
         "store_one(storage, target + itemsize(storage) * c + row_stride * row, number)",
         "test_layouts.py::test_layout_of_the_outputs",
         "test_layouts.py::test_memory_between_strided_outputs_is_left_alone",
@@ -2269,7 +2270,7 @@ CACHE_ON_DISK = [
 SIZES = [
     mutant(
         "row numbers have 64 bits: panel walk",
-        PANEL,
+        WALKS_OF_TILES,
         "inner = (step - outer * steps_per_outer) * step_rows",
         "inner = (step - outer * steps_per_outer) * step_rows & 0x7FFFFFFF",
         "test_sizes.py::test_rows_of_one_class_in_a_sparse_file",
@@ -2738,10 +2739,90 @@ GUESSED_ROWS = [
     ),
     mutant(
         "results that wait go out whole: the last tile of a block",
-        PANEL,
+        WALKS_OF_TILES,
+        "waits = buffer != 0 and not is_last",
+        "waits = buffer != 0",
+        "test_walks.py::test_streamed_results_have_the_same_bits",
+    ),
+    mutant(
+        "results that wait go out whole: the last tile of a block, of classes that are strided",
+        WALKS_OF_TILES,
         "waits = may_wait and not is_last",
         "waits = may_wait",
         "test_walks.py::test_streamed_results_have_the_same_bits",
+    ),
+    mutant(
+        "tiles go alone where rows have one stride",
+        WALKS,
+        """and fields["n_outer"] == 1
+        and fields["n_classes"]""",
+        """and fields["n_classes"]""",
+        "test_walks.py::test_each_walk_is_taken_and_right",
+    ),
+    mutant(
+        "tiles go alone where classes lie side by side",
+        WALKS,
+        """        and fields["logits_class"] == itemsize
+""",
+        "",
+        "test_walks.py::test_each_walk_is_taken_and_right",
+    ),
+    mutant(
+        "tiles go alone where classes of results lie side by side",
+        WALKS,
+        """        and fields.get("out_class", result_itemsize(storage)) == result_itemsize(storage)
+""",
+        "",
+        "test_walks.py::test_bits_do_not_hang_on_the_layout_of_the_result",
+    ),
+    mutant(
+        "there is scratch memory for both tiles",
+        WALKS,
+        "(2 if shape[-1] <= TWO_TILES_CLASSES_READ else 1)",
+        "1",
+        "test_guard_pages.py",
+    ),
+    mutant(
+        "rows count like those of the tile before: but for ignored ones",
+        ROWS,
+        "if not any_lane(describe_classes(storage, plan, table, place)):",
+        "if not (any_lane(describe_classes(storage, plan, table, place)) and False):",
+        "test_walks.py::test_rows_do_not_count_like_those_before",
+    ),
+    mutant(
+        "rows count like those of the tile before: not like ignored ones",
+        ROWS,
+        "select(any_ignored | (plan.sample_weight != 0)",
+        "select((plan.sample_weight != 0)",
+        "test_walks.py::test_rows_do_not_count_like_those_before",
+    ),
+    mutant(
+        "rows count like those of the tile before: not where they have weights",
+        ROWS,
+        "any_ignored | (plan.sample_weight != 0) |",
+        "any_ignored |",
+        "test_walks.py::test_rows_do_not_count_like_those_before",
+    ),
+    mutant(
+        "rows count like those of the tile before: not where classes have weights",
+        ROWS,
+        " | (plan.weight != 0), 0, 1)",
+        ", 0, 1)",
+        "test_walks.py::test_rows_do_not_count_like_those_before",
+    ),
+    mutant(
+        "rows count like those of the tile before: not after a tile of fewer rows",
+        ROWS,
+        "    store_int64(table + ALIKE, 0)\n",
+        "",
+        "test_walks.py::test_each_walk_is_taken_and_right",
+    ),
+    mutant(
+        "a row that leaves nothing out reads -inf",
+        PANEL,
+        "    store(storage, table + LEFT_OUT, narrow(storage, splat_like(index, -np.inf)))\n",
+        "",
+        "test_special_values.py::test_softmax_family",
     ),
     mutant(
         "float64 rows of few classes go through the panel walk, those of more do not",
@@ -2854,8 +2935,8 @@ GUESSED_ROWS = [
     mutant(
         "results that are not made on their way out are made before: few rows of strided classes, and columns",
         PANEL,
-        "    if not in_place and (together or ",
-        "    if in_place and (together or ",
+        "    if not in_place and not made_on_the_way(",
+        "    if in_place and not made_on_the_way(",
         "test_layouts.py",
     ),
     mutant(
@@ -3287,16 +3368,17 @@ SHORT_ROWS = [
         SEVERAL,
         " + rest_of_largest(storage, reference)",
         "",
-        f"{TEST_FEW}within_3_ulp[10.0-5]",
+        "test_exactness.py::test_softmax_where_errors_of_two_exponentials_meet[10-20-14]",
+        "test_exactness.py::test_softmax_where_errors_of_two_exponentials_meet[10-10-19]",
     ),
     mutant(
         "the largest exponential is summed up exactly",
         ROWS,
-        "lambda: d + rest_of_largest(storage, table)",
-        "lambda: d",
-        "test_exactness.py::test_softmax_where_errors_of_two_exponentials_meet[10-5]",
-        "test_exactness.py::test_softmax_where_errors_of_two_exponentials_meet[20-1]",
-        "test_exactness.py::test_softmax_where_errors_of_two_exponentials_meet[20-18]",
+        " + load_wide(storage, table + TOP_REST)",
+        "",
+        "test_exactness.py::test_softmax_where_errors_of_two_exponentials_meet[60-10-14]",
+        "test_exactness.py::test_softmax_where_errors_of_two_exponentials_meet[60-10-11]",
+        "test_exactness.py::test_softmax_where_errors_of_two_exponentials_meet[60-5-28]",
     ),
     mutant(
         "the exponential of a target is exact already",

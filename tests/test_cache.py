@@ -17,7 +17,7 @@ CALL = """
 import numpy as np, fastswl as swl
 loss = swl.cross_entropy(np.zeros((3, 4)), [0, 1, 2])
 assert abs(loss - np.log(4.0)) < 1e-15, loss
-from fastswl.kernels.panel import panel_walk
+from fastswl.kernels.panel_walks import panel_walk
 hits = sum(panel_walk.stats.cache_hits.values())
 print("from the cache" if hits else "compiled")
 """

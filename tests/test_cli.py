@@ -21,6 +21,7 @@ from fastswl.cli.digits import SIDE, jitter, load_digits
 from fastswl.cli.graph import Graph, softmax_with_loss
 from fastswl.cli.network import Adam, TwoLayerNetwork, shuffled_batches
 from fastswl.cli.plain_layer import PlainSoftmaxWithLoss
+from fastswl.kernels.plan import INDEX_TARGETS, LOSS
 from fastswl.kernels.scan import scan_targets
 from fastswl.kernels.short import few_walk, short_walk
 
@@ -395,9 +396,11 @@ def test_warmup_meets_every_kernel(dtype):
     met = set()
     for case in warmup.CASES.values():
         logits = np.moveaxis(np.zeros(case.shape, dtype, order="F" if case.fortran else "C"), case.axis, -1)
-        for plainest in ("few", "short", "panel"):
-            walk = walks.choose_walk(dtype, logits.shape[-1], logits.strides[-1], logits.strides[-2], 1, plainest)
-            met.add(running._KERNELS[walk.name])
+        strides = logits.strides[:-1], logits.strides[-1:]
+        for smoothing, softcap in ((0.0, 0.0), (0.1, 0.0), (0.0, 20.0)):
+            options = walks.Options(LOSS, INDEX_TARGETS, label_smoothing=smoothing, softcap=softcap)
+            route = walks.find_route(dtype, logits.shape, ("logits",), strides[:1], strides[1], 1, options)
+            met.add(running._KERNELS[route.walk.name])
     short = {short_walk, few_walk} if dtype == "float64" else set()
     assert met == set(running._KERNELS.values()) - {scan_targets} - short
 

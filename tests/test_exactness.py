@@ -138,11 +138,13 @@ def test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum(classes, dty
     walks.find_route.cache_clear()
 
 
-@pytest.mark.parametrize(("spread", "seed"), [(10, 5), (20, 1), (20, 18)])
-def test_softmax_where_errors_of_two_exponentials_meet(spread, seed):
-    """Of 20 seeds those that had more than 3 ulp while the largest exponential was summed up as float32 rounds it."""
-    x = np.random.default_rng(seed).normal(0, spread, (5000, 60)).astype(np.float32)
-    assert_ulp(swl.softmax(x), reference_softmax(x), 2.7)
+@pytest.mark.parametrize(
+    ("classes", "spread", "seed"), [(10, 20, 14), (10, 10, 19), (60, 10, 14), (60, 10, 11), (60, 5, 28)]
+)
+def test_softmax_where_errors_of_two_exponentials_meet(classes, spread, seed):
+    """Of 30 seeds those that have 2.98 to 3.1 ulp where the largest exponential is summed up as float32 rounds it; 2.1 to 2.2 now."""
+    x = np.random.default_rng(seed).normal(0, spread, (5000, classes)).astype(np.float32)
+    assert_ulp(swl.softmax(x), reference_softmax(x), 2.5)
 
 
 @pytest.mark.parametrize("axis", [1, 0], ids=["rows", "columns"])

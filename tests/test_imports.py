@@ -149,7 +149,7 @@ def test_arguments_know_numpy_only(module):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("fastswl.simd", "from fastswl.kernels.panel import panel_walk"),
+        ("fastswl.simd", "from fastswl.kernels.panel_walks import panel_walk"),
         ("fastswl.simd", "from fastswl import kernels"),
         ("fastswl.arguments.axes", "def f():\n    import fastswl.dispatch"),
         ("fastswl.kernels.row", "from fastswl import softmax"),

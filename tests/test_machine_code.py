@@ -29,7 +29,8 @@ compiles = [
 
 #: kernels with loops of exponentials
 KERNELS = {
-    "panel": "fastswl.kernels.panel:panel_walk",
+    "tile": "fastswl.kernels.panel_walks:tile_walk",
+    "panel": "fastswl.kernels.panel_walks:panel_walk",
     "row": "fastswl.kernels.row:row_walk",
     "long": "fastswl.kernels.row:long_walk",
     "short": "fastswl.kernels.short:short_walk",

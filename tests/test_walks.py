@@ -11,8 +11,10 @@ from fastswl import dispatch, lazy, prepared, running, threads, walks
 
 # (shape, axis, how the array is made from one in C order) -> the walk
 WAYS = {
-    "panel": ((70, 60), -1, lambda x: x),
-    "panel of sliced rows": ((70, 60), -1, lambda x: np.repeat(x, 2, axis=0)[::2]),
+    "tile": ((70, 60), -1, lambda x: x),
+    "tile of sliced rows": ((70, 60), -1, lambda x: np.repeat(x, 2, axis=0)[::2]),
+    "tile alone in cache": ((70, 200), -1, lambda x: x),
+    "panel of sliced images": ((7, 19, 60), -1, lambda x: np.pad(x, ((0, 0), (0, 1), (0, 0)))[:, :19]),
     "panel backwards": ((70, 60), -1, lambda x: x[:, ::-1].copy()[:, ::-1]),
     "short": ((70, 10), -1, lambda x: x),
     "short, sliced rows": ((70, 10), -1, lambda x: np.repeat(x, 2, axis=0)[::2]),
@@ -205,7 +207,7 @@ def test_a_small_softmax_is_kept_ready(walked):
     x, _ = problem((30, 60), -1)
     for function in (swl.softmax, swl.log_softmax, swl.logsumexp):
         function(x)
-    assert walked == ["panel"], "a call that can be kept is run as one at once"
+    assert walked == ["tile"], "a call that can be kept is run as one at once"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -256,6 +258,13 @@ def test_streamed_results_have_the_same_bits(shape, dtype, offset, crossovers):
     in_place = x.copy()
     swl.cross_entropy_value_and_grad(in_place, targets, grad_out=in_place)
     np.testing.assert_array_equal(in_place, plain.grad)
+    if shape[1] > 1:
+        out[:] = 7.0
+        of_steps = np.repeat(x, 2, axis=1)[:, ::2]
+        grad = swl.cross_entropy_value_and_grad(of_steps, targets, grad_out=out).grad
+        np.testing.assert_array_equal(grad, swl.cross_entropy_value_and_grad(of_steps, targets).grad)
+        assert (memory[:offset] == 7.0).all()
+        assert (memory[offset + x.size :] == 7.0).all()
 
 
 @pytest.mark.parametrize(
@@ -338,6 +347,28 @@ def test_bits_do_not_hang_on_the_layout_of_the_result(shape, dtype, options):
         result = swl.cross_entropy_value_and_grad(x, targets, grad_out=out, **options)
         assert result.loss == expected.loss
         np.testing.assert_array_equal(out, expected.grad)
+
+
+@pytest.mark.parametrize("n_classes", [60, 180, 500])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_do_not_count_like_those_before(n_classes, dtype):
+    """Tiles of rows that all count, some of which are ignored or have weights, in every order: each row as by itself."""
+    x, targets = problem((16 * 9 + 5, n_classes), -1, dtype)
+    rng = np.random.default_rng(3)
+    ignored = targets.copy()
+    for tile in (1, 2, 4, 7, 9):
+        ignored[16 * tile + rng.integers(0, 4)] = -100
+    sample_weight, weight = rng.uniform(0.5, 2.0, len(x)), rng.uniform(0.5, 2.0, n_classes)
+    sample_weight[40:60] = 0.0
+    for options in ({}, {"weight": weight}, {"sample_weight": sample_weight}):
+        result = swl.cross_entropy_value_and_grad(x, ignored, reduction="none", **options)
+        total = swl.cross_entropy(x, ignored, reduction="sum", **options)
+        for row in range(len(x)):
+            own = {**options, **({"sample_weight": sample_weight[row : row + 1]} if "sample_weight" in options else {})}
+            alone = swl.cross_entropy_value_and_grad(x[row : row + 1], ignored[row : row + 1], reduction="none", **own)
+            assert result.loss[row] == alone.loss[0]
+            np.testing.assert_array_equal(result.grad[row], alone.grad[0])
+        np.testing.assert_allclose(total, result.loss.astype(np.float64).sum(), rtol=1e-6)
 
 
 def test_a_failed_allocation_of_scratch_memory_leaves_what_there_was(monkeypatch):

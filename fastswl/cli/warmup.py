@@ -33,6 +33,7 @@ CASES = {
     "few classes, many rows": Case((4096, 10)),
     "few classes": Case((64, 10)),
     "two classes": Case((64, 2)),
+    "some hundred classes": Case((64, 200)),
     "many classes": Case((64, 1000)),
     "a language model": Case((4, 32768)),
     "two long rows": Case((2, 1_100_000)),

@@ -1,15 +1,14 @@
-"""Tiles of rows with all their classes in scratch memory: one vector a class, one lane a row.
+"""The stages of a tile of rows, with all their classes in scratch memory: one vector a class, one lane a row.
 
-Serves rows of some hundred classes, and short ones with options that the walk for these has not (the panel walk: the tile is
-transposed on its way in and out), and class axes that are not the innermost (the strided walk: neighbouring rows lie side by side
-and are loaded as they are).
+In all of them `together` says whether several tiles of rows that lie side by side are moved together, see `tiles.py`; it is None in
+kernels of tiles that go alone, whose classes are known to lie side by side.
 """
 
 import functools
 
 import numpy as np
 
-from fastswl.compilation import block_kernel, routine
+from fastswl.compilation import routine
 from fastswl.kernels.block import (
     FAR_32,
     FAR_64,
@@ -30,13 +29,13 @@ from fastswl.kernels.plan import (
     COMPARED_CLASSES,
     INDEX_TARGETS,
     LOG_SOFTMAX,
-    LOGSUMEXP,
     LOSS,
     SOFTMAX,
     capped,
     changed,
     leaves_one_out,
-    load_plan,
+    logits_of_row,
+    results_of_row,
     spread_evenly,
     spread_wanted,
 )
@@ -48,11 +47,13 @@ from fastswl.kernels.rows import (
     CLASS,
     INVERSE,
     INVERSE_LOW,
+    LEFT_OUT,
     LOG_SUM,
     MASS_AT,
     MASS_MOVES,
     ONES,
     PLACED,
+    PLACES,
     POWER,
     REFERENCE,
     REFERENCE_LOW,
@@ -68,25 +69,16 @@ from fastswl.kernels.rows import (
     TABLE_BYTES,
     TARGET_GRADIENT,
     TOP,
-    describe_rows,
-    finish_rows,
-    keep_row_values,
-    raise_left_out,
+    describe_tile,
     smoothing_unit,
-    start_block,
-    store_partial,
 )
 from fastswl.kernels.spread import fill_masked_of_tile, put_weights, spread_of_tile
 from fastswl.kernels.stream import INTERLEAVED, LINE_BYTES, flush, keep_rest, lines_of_tile, write_lines
 from fastswl.kernels.tiles import (
-    SEPARATE_CLASSES,
     Made,
     load_tile,
-    load_together,
     made_on_the_way,
     store_tile,
-    store_together,
-    stream_together,
 )
 from fastswl.simd import (
     VECTOR_BYTES,
@@ -99,11 +91,13 @@ from fastswl.simd import (
     fma,
     formula,
     itemsize,
+    lane_numbers,
     lanes,
     least,
     load,
     load_double,
     load_int64,
+    load_integer,
     load_one,
     load_wide,
     narrow,
@@ -115,6 +109,7 @@ from fastswl.simd import (
     store,
     store_double,
     store_int64,
+    store_integers,
     store_one,
     store_wide,
     to_float64,
@@ -144,12 +139,13 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
     area = VECTOR_BYTES * n_classes
     mass, low_area, slopes = tile + area, tile + 2 * area, tile + 3 * area
 
-    active = describe_rows(storage, plan, table, outer, inner, count)
-    source = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner
-    if together:
+    active = describe_tile(storage, plan, table, outer, inner, count)
+    source = logits_of_row(plan, outer, inner)
+    if together is not None and together:
         top = block_maximum(arithmetic, tile, n_classes)
     else:
-        top = load_tile(storage, tile, source, plan.logits_inner, plan.logits_class, n_classes, count)
+        class_stride = unless_alone(together, plan.logits_class)
+        top = load_tile(storage, tile, source, plan.logits_inner, class_stride, n_classes, count)
     is_changed = False
     low_parts = no_low_parts(target_storage)
     if target_storage is not None and active < count and not is_weighed and (spread_wanted(plan) or changed(plan)):
@@ -187,7 +183,7 @@ def prepare_tile(storage, target_storage, plan, table, outer, inner, count, toge
 
 
 @routine
-def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, buffer, waiting, is_first):
+def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, buffer, waiting, is_first, together):
     """From the logits of a tile, of which `prepare_tile` knows the largest, to its exponentials and their sums.
 
     Meanwhile the results of the tile before, which lie in `buffer`, go to `waiting`, where that is not 0; `is_first` says whether
@@ -202,7 +198,7 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, buffe
         low_parts = tile + 2 * area
     exponentials = tile + area if plan.operation == LOG_SOFTMAX else tile
     magic, lowest = exp_reference(arithmetic, narrow(arithmetic, load_wide(arithmetic, table + POWER)))
-    ahead = what_is_next(storage, plan, plan.logits + outer * plan.logits_outer + inner * plan.logits_inner)
+    ahead = what_is_next(storage, plan, logits_of_row(plan, outer, inner), together)
     rest, rest_low = wide_zero(arithmetic), wide_zero(arithmetic)
     weighed = nothing_weighed(arithmetic, target_storage)
     if waiting == 0:
@@ -228,7 +224,8 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, buffe
             # once more, for the mass of rows that are not finite; the others keep what they have, so that no row hangs on its
             # neighbours
             known = load_wide(arithmetic, table + SPREAD_DISTANCE)
-            prepare_tile(storage, target_storage, plan, table, outer, inner, count, False, False)
+            is_loaded = unless_alone(together, False)
+            prepare_tile(storage, target_storage, plan, table, outer, inner, count, is_loaded, False)
             keep_known(arithmetic, table, known)
             magic, lowest = exp_reference(arithmetic, narrow(arithmetic, load_wide(arithmetic, table + POWER)))
             rest, rest_low, _ = exp_of_tile(
@@ -239,6 +236,12 @@ def sum_up_tile(storage, target_storage, plan, table, outer, inner, count, buffe
         rest = drop_ignored(arithmetic, table, tile, n_classes, rest)
     store_wide(arithmetic, table + REST, rest)
     store_wide(arithmetic, table + REST_LOW, rest_low)
+
+
+@formula
+def unless_alone(together, value):
+    """A value, and None in kernels of tiles that go alone."""
+    return None if together is None else value
 
 
 @formula
@@ -335,7 +338,7 @@ def settle_shift(storage, table, shift, top):
 
 
 @formula
-def what_is_next(storage, plan, source):
+def what_is_next(storage, plan, source, together):
     """The lines of the next tile, where rows follow each other; those of the next step, where they lie side by side."""
 
     def next_step():
@@ -345,6 +348,8 @@ def what_is_next(storage, plan, source):
     def next_tile():
         return Ahead(source + plan.logits_inner * lanes(storage), VECTOR_BYTES, FAR_AHEAD)
 
+    if together is None:
+        return next_tile()
     return choose(plan.logits_inner == itemsize(storage), next_tile, next_step)
 
 
@@ -357,18 +362,18 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
     tile = table + TABLE_BYTES
     area = VECTOR_BYTES * n_classes
     slopes = tile + 3 * area
-    out = plan.out + outer * plan.out_outer + inner * plan.out_inner
+    out = results_of_row(plan, outer, inner)
     softmax_out = plan.softmax + outer * plan.softmax_outer + inner * plan.softmax_inner
     results = result_of(storage)
     made, in_place = made_as_they_are(arithmetic, target_storage, table), False
     if plan.operation == SOFTMAX:
         made = made_of_exponentials(arithmetic, target_storage, table, INVERSE, INVERSE_LOW)
     elif plan.operation == LOG_SOFTMAX:
-        put_back(arithmetic, table, tile, table + APART, n_classes, count)
+        put_back(arithmetic, table, tile, table + APART, n_classes)
         made = made_of_logits(arithmetic, target_storage, table)
     else:
         if plan.softmax != 0 or plan.kind != INDEX_TARGETS:
-            put_back(arithmetic, table, tile, table + APART_EXP, n_classes, count)
+            put_back(arithmetic, table, tile, table + APART_EXP, n_classes)
         if plan.softmax != 0:
             inverse, inverse_low = two_parts(arithmetic, table, INVERSE, INVERSE_LOW)
             probabilities = slopes + area
@@ -388,7 +393,7 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
         if target_storage is not None and (spread_wanted(plan) or capped(plan)):
             is_placed = place_targets(arithmetic, plan, table)
             if is_placed:
-                put_back(arithmetic, table, tile, table + PLACED, n_classes, count)
+                put_back(arithmetic, table, tile, table + PLACED, n_classes)
             if is_placed and made_by_weights(arithmetic, plan, table):
                 made = made_of_both(arithmetic, plan, table)
             else:
@@ -400,23 +405,26 @@ def finish_tile(storage, target_storage, plan, table, buffer, outer, inner, coun
             in_place = True
         elif plan.z_loss != 0.0:
             scale_block(arithmetic, tile, tile, n_classes, scale, scale_low)
-            put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
+            put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes)
             in_place = True
         else:
             others_at_target(arithmetic, table)
-            put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes, count)
+            put_back(arithmetic, table, tile, table + TARGET_GRADIENT, n_classes)
             made = made_of_exponentials(arithmetic, target_storage, table, SCALE, SCALE_LOW)
         if target_storage is not None and plan.mask != 0:
             if not in_place:
                 make_in_place(arithmetic, tile, n_classes, made)
             in_place, made = True, made_as_they_are(arithmetic, target_storage, table)
             fill_masked_of_tile(arithmetic, plan, tile, 0.0, outer, inner, count)
-    if not in_place and (together or not made_on_the_way(results, plan.out_inner, plan.out_class, n_classes, count)):
-        make_in_place(arithmetic, tile, n_classes, made)
-    if together:
+    if together is not None and together:
+        if not in_place:
+            make_in_place(arithmetic, tile, n_classes, made)
         return
+    class_stride = unless_alone(together, plan.out_class)
+    if not in_place and not made_on_the_way(results, plan.out_inner, class_stride, n_classes, count):
+        make_in_place(arithmetic, tile, n_classes, made)
     place = select(buffer == 0, out, buffer + out % LINE_BYTES)
-    store_tile(results, tile, table + AGAIN, place, plan.out_inner, plan.out_class, n_classes, count, made)
+    store_tile(results, tile, table + AGAIN, place, plan.out_inner, class_stride, n_classes, count, made)
     if buffer != 0 and not waits:
         flush(results, buffer, out, n_classes * count, first, last)
 
@@ -523,12 +531,6 @@ def clear_ignored(storage, table, tile, n_classes):
 
 
 @formula
-def class_of_row(table, row):
-    """The class that is left out of a row's sum, -1 for none."""
-    return to_int64(load_double(table + CLASS + 8 * row))
-
-
-@formula
 def leave_out_class(storage, tile, low_parts, index, c, apart, low, nothing):
     """Take a class out of the rows that leave it out (`index`), `nothing` in its place: the logits left out so far, and their low
     parts."""
@@ -551,23 +553,41 @@ def store_left_out(storage, table, apart, low):
 
 
 @formula
+def find_places(storage, table):
+    """Where in the tile the class lies that is left out of each row; of a row that leaves none out, and of lanes without a row, beside
+    it, where -inf is found."""
+    index = load_wide(storage, table + CLASS)
+    store(storage, table + LEFT_OUT, narrow(storage, splat_like(index, -np.inf)))
+    place = select(index < 0.0, splat_like(index, LEFT_OUT), index * VECTOR_BYTES + TABLE_BYTES)
+    store_integers(storage, table + PLACES, place + lane_numbers(storage) * itemsize(storage))
+
+
+@formula
+def place_of_row(table, row):
+    """What `find_places` has found."""
+    return table + load_integer(table + PLACES + 4 * row, 32, True)
+
+
+@formula
 def leave_out_of_row(storage, table, tile, low_parts, row, nothing):
-    """The same of one row: the place of its class in a tile, 0 for none."""
-    chosen = class_of_row(table, row)
-    place = tile + VECTOR_BYTES * chosen + itemsize(storage) * row
+    """The same of one row."""
+    place = place_of_row(table, row)
+    logit = to_float64(load_one(storage, place))
+    store_one(storage, place, nothing)
 
-    def taken_out():
-        logit = to_float64(load_one(storage, place))
-        store_one(storage, place, nothing)
-        low = by_low_parts(low_parts, lambda: 0.0, lambda: to_float64(load_one(storage, low_parts - tile + place)))
-        low = select(logit == -np.inf, 0.0, low)
+    def keep(low):
         whole = logit + low
-        return whole, select(logit == -np.inf, 0.0, (logit - whole) + low)
+        store_double(table + APART + 8 * row, whole)
+        store_double(table + APART_LOW + 8 * row, select(logit == -np.inf, 0.0, (logit - whole) + low))
 
-    apart, apart_low = choose(chosen >= 0, lambda: (-np.inf, 0.0), taken_out)
-    store_double(table + APART + 8 * row, apart)
-    store_double(table + APART_LOW + 8 * row, apart_low)
-    return select(chosen >= 0, place, 0)
+    def with_low_part():
+        low = to_float64(load_one(storage, low_parts - tile + place))
+        keep(select(logit == -np.inf, 0.0, low))
+
+    if low_parts is None:
+        store_double(table + APART + 8 * row, logit)
+    else:
+        choose(low_parts != 0, lambda: keep(0.0), with_low_part)
 
 
 @formula
@@ -585,15 +605,22 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count, nothing):
             )
         store_left_out(storage, table, apart.value, low.value)
 
-    def by_row():
+    def own_masses():
         for row in steps(0, count):
-            place = leave_out_of_row(storage, table, tile, low_parts, row, nothing)
+            place = place_of_row(table, row)
 
             def keep_mass(row=row, place=place):
                 own = to_float64(load_one(storage, mass - tile + place))
                 store_double(table + SPREAD_AT_TARGET + 8 * row, own)
 
-            when((place != 0) & ~own_mass_is_known, keep_mass)
+            when(place >= tile, keep_mass)
+
+    def by_row():
+        find_places(storage, table)
+        for row in range(lanes(storage)):
+            leave_out_of_row(storage, table, tile, low_parts, row, nothing)
+        if low_parts is not None:
+            when(~own_mass_is_known, own_masses)
 
     choose((n_classes <= COMPARED_CLASSES) & own_mass_is_known, by_row, by_class)
 
@@ -664,7 +691,7 @@ def gradient_of_tile(storage, plan, table, tile, slopes, scale, scale_low, n_cla
 
 
 @formula
-def put_back(storage, table, tile, value, n_classes, count):
+def put_back(storage, table, tile, value, n_classes):
     """Put a row's number (the line `value` of the table) at the class that was left out."""
 
     def by_class():
@@ -674,11 +701,10 @@ def put_back(storage, table, tile, value, n_classes, count):
             store(storage, place, select(index == c, number, load(storage, place)))
 
     def by_row():
-        for row in steps(0, count):
-            chosen = class_of_row(table, row)
-            # of a row without a class to a line that only the split walk has a use for
-            place = tile + VECTOR_BYTES * chosen + itemsize(storage) * row
-            store_one(storage, select(chosen >= 0, place, table + AGAIN), load_double(value + 8 * row))
+        store(storage, table + LEFT_OUT, narrow(storage, load_wide(storage, value)))
+        for row in range(lanes(storage)):
+            number = load_one(storage, table + LEFT_OUT + itemsize(storage) * row)
+            store_one(storage, place_of_row(table, row), number)
 
     choose(n_classes <= COMPARED_CLASSES, by_row, by_class)
 
@@ -686,102 +712,3 @@ def put_back(storage, table, tile, value, n_classes, count):
 @formula
 def two_parts(storage, table, high, low):
     return narrow(storage, load_wide(storage, table + high)), narrow(storage, load_wide(storage, table + low))
-
-
-@block_kernel
-def panel_walk(storage, target_storage, plan_address, scratch, first, last):
-    """Blocks `first` to `last` of steps of a few tiles; `scratch` is this thread's.
-
-    The tiles of a step go through each stage together: the stages of one tile are chains of operations that wait for each
-    other, those of several fill the gaps (C = 10: 1.63 to 1.2 ns an element for loss and gradient).
-    """
-    plan = load_plan(plan_address)
-    arithmetic = arithmetic_of(storage)
-    rows = lanes(storage)
-    step_rows = plan.tile_rows
-    steps_per_outer = (plan.n_inner + step_rows - 1) // step_rows
-    n_steps = plan.n_outer * steps_per_outer
-    tile_bytes = plan.tile_bytes
-    buffer = scratch + plan.line_buffer if plan.line_buffer != 0 else 0
-    # (results of rows that lie side by side: those of steps that are whole only)
-    tile_buffer = buffer if plan.gathered != 0 else 0
-    # results that go out while the next tile is computed (256 classes: 0.20 to 0.16 ns)
-    may_wait = tile_buffer != 0 and step_rows == rows
-    waiting, waiting_is_first = word(0), False
-    for block in range(first, last):
-        for table in range(scratch, scratch + tile_bytes * (step_rows // rows), tile_bytes):
-            start_block(arithmetic, table)
-        first_step = block * plan.tiles_per_block
-        last_step = least(first_step + plan.tiles_per_block, n_steps)
-        for step in range(first_step, last_step):
-            outer = step // steps_per_outer
-            inner = (step - outer * steps_per_outer) * step_rows
-            end = least(inner + step_rows, plan.n_inner)
-            whole = end - inner == step_rows
-            together = whole and plan.n_classes > SEPARATE_CLASSES and plan.logits_inner == itemsize(storage)
-            if together:
-                source = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner
-                load_together(storage, plan, scratch, step_rows // rows, source)
-            table = scratch
-            for row in range(inner, end, rows):
-                is_weighed = target_storage is not None and weighed_on_the_way(arithmetic, plan)
-                count = least(rows, end - row)
-                prepare_tile(storage, target_storage, plan, table, outer, row, count, together, is_weighed)
-                table += tile_bytes
-            table = scratch
-            for row in range(inner, end, rows):
-                count = least(rows, end - row)
-                sum_up_tile(
-                    storage, target_storage, plan, table, outer, row, count, tile_buffer, waiting, waiting_is_first
-                )
-                raise_left_out(arithmetic, plan, table)
-                table += tile_bytes
-            table = scratch
-            for _ in range(inner, end, rows):
-                finish_rows(storage, plan, table)
-                table += tile_bytes
-            if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                table = scratch
-                for row in range(inner, end, rows):
-                    keep_row_values(storage, target_storage, plan, table, scratch, outer, row, least(rows, end - row))
-                    table += tile_bytes
-            if plan.out != 0:
-                out_together = whole and plan.out_inner == itemsize(result_of(storage)) and plan.gathered == 0
-                if buffer == 0:
-                    out_together = out_together and plan.n_classes > SEPARATE_CLASSES
-                table = scratch
-                for row in range(inner, end, rows):
-                    count = least(rows, end - row)
-                    is_first = step == first_step and row == inner
-                    is_last = step == last_step - 1 and row + count == end
-                    waits = may_wait and not is_last
-                    finish_tile(
-                        storage,
-                        target_storage,
-                        plan,
-                        table,
-                        tile_buffer,
-                        outer,
-                        row,
-                        count,
-                        is_first,
-                        is_last,
-                        out_together,
-                        waits,
-                    )
-                    waiting = plan.out + outer * plan.out_outer + row * plan.out_inner if waits else word(0)
-                    waiting_is_first = is_first
-                    table += tile_bytes
-                if out_together:
-                    out = plan.out + outer * plan.out_outer + inner * plan.out_inner
-                    if buffer == 0:
-                        store_together(result_of(storage), plan, scratch, step_rows // rows, out)
-                    else:
-                        is_first = step == first_step or inner == 0
-                        is_last = step == last_step - 1 or end + step_rows > plan.n_inner
-                        stream_together(
-                            result_of(storage), plan, scratch, step_rows // rows, out, buffer, is_first, is_last
-                        )
-        if plan.partials != 0:
-            store_partial(arithmetic, plan, scratch, block)
-    return 0

@@ -18,10 +18,10 @@ from fastswl.kernels.rows import (
     ROW_WEIGHT,
     SHIFT,
     TABLE_BYTES,
-    describe_rows,
+    describe_tile,
     finish_rows,
     keep_row_values,
-    raise_left_out,
+    raise_single,
     start_block,
     store_partial,
 )
@@ -76,7 +76,7 @@ def row_tile(
     part_bytes = VECTOR_BYTES * (least(PART_VECTORS, vectors_of(storage, n_classes)) + 1)
     area_bytes = part_bytes * row_parts * plan.tile_rows
     line = least(here, before) + plan.line_buffer + VECTOR_BYTES if plan.line_buffer != 0 else word(0)
-    describe_rows(storage, plan, here, outer, inner, count)
+    describe_tile(storage, plan, here, outer, inner, count)
     store_wide(arithmetic, here + SHIFT, wide_zero(arithmetic))
     store_wide(arithmetic, here + REPEATED, wide_zero(arithmetic))
     guesses, in_place = powers_are_guessed(storage, plan), results_in_place(storage, target_storage, plan)
@@ -235,7 +235,7 @@ def walk_rows(storage, target_storage, n_parts, plan, scratch, first, last):
                 end,
             )
             if count > 0:
-                raise_left_out(storage, plan, here)
+                raise_single(storage, plan, here)
                 finish_rows(storage, plan, here)
                 if plan.operation == LOGSUMEXP or plan.operation == LOSS:
                     keep_row_values(storage, target_storage, plan, here, scratch, outer, inner, count)

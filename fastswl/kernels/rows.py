@@ -22,6 +22,7 @@ from fastswl.kernels.plan import (
 from fastswl.kernels.targets import index_bytes, load_index, load_indices
 from fastswl.simd import (
     FLOAT64,
+    SideBySide,
     any_lane,
     arithmetic_of,
     by_type,
@@ -31,6 +32,7 @@ from fastswl.simd import (
     lanes,
     load_double,
     load_doubles_at,
+    load_int64,
     load_wide,
     narrow,
     result_of,
@@ -39,8 +41,10 @@ from fastswl.simd import (
     steps,
     store,
     store_double,
+    store_int64,
     store_one,
     store_wide,
+    when,
     wide_zero,
     widen,
 )
@@ -97,11 +101,17 @@ LINE = 128  # bytes: 16 lanes of 8 bytes
     SLOPE,  # row and split walk: of the change of variable at the class left out, with `slopes_on_the_way`
     PLACED,  # panel: what stands in place of the target's exponential, see `place_targets`
     FILLED,  # panel: whether the tile's mass holds the class weights
+    PLACES,  # panel: where in the tile the class lies that is left out of each row, int32, bytes from the table
+    TOP_REST,  # what the exponential of the largest logit has lost in float32, see `rest_of_largest`
     AGAIN,  # row and split walk: whether the row's sums have to be done (again)
     REPEATED,  # row and split walk: whether that is the second time
     GUESS,  # row walk: what the next row's N is taken for, see `guess_part`; and how often that was wrong in this block
-) = range(0, 38 * LINE, LINE)
-TABLE_BYTES = 38 * LINE
+) = range(0, 40 * LINE, LINE)
+TABLE_BYTES = 40 * LINE
+#: in the same line as PLACES: what is put there, in the arithmetic type; the place itself of a row that leaves none out
+LEFT_OUT = PLACES + LINE // 2
+#: in the same line as FILLED: whole number, whether all rows of the last tile counted alike, see `describe_tile`
+ALIKE = FILLED + 8
 #: what N is taken for at first: good for rows whose largest logit is between -11 and 33
 FIRST_GUESS = 48.0
 
@@ -188,13 +198,16 @@ def describe_plain_rows(storage, plan, table, outer, inner):
     store_wide(storage, table + SPREAD_AT_TARGET, mass * smoothing_unit(plan))
     store_wide(storage, table + ROW_WEIGHT, select(ignored, zero, weight))
     store_wide(storage, table + ROW_FACTOR, select(ignored, zero, weight * plan.row_factor))
-    return select(any_lane(ignored), 1, 0)
+    any_ignored = any_lane(ignored)
+    store_int64(table + ALIKE, select(any_ignored | (plan.sample_weight != 0) | (plan.weight != 0), 0, 1))
+    return select(any_ignored, 1, 0)
 
 
 @formula
 def describe_no_rows(storage, table):
     """A tile of no rows."""
     zero = wide_zero(storage)
+    store_int64(table + ALIKE, 0)
     store_wide(storage, table + CLASS, splat_like(zero, -1.0))
     for line in (TARGET_MASS, SPREAD_AT_TARGET, ROW_WEIGHT, ROW_FACTOR):
         store_wide(storage, table + line, zero)
@@ -256,6 +269,17 @@ def describe_rows(storage, plan, table, outer, inner, count):
     return active
 
 
+@routine
+def describe_tile(storage, plan, table, outer, inner, count):
+    """`describe_rows` of a table that `start_block` has begun: of rows that count like those of the tile before, without weights and
+    none ignored, only the classes are new (loss of 64 classes: 4 %)."""
+    if plan.kind == INDEX_TARGETS and count == lanes(storage) and load_int64(table + ALIKE) != 0:
+        place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
+        if not any_lane(describe_classes(storage, plan, table, place)):
+            return count
+    return describe_rows(storage, plan, table, outer, inner, count)
+
+
 @formula
 def in_float64(storage):
     """Whether arithmetic is in float64, which has no digits to spare; float32 has, its sums being float64."""
@@ -312,20 +336,8 @@ def sums_of_others(storage, plan, table):
         # compensated sums: the rest can be more than one unit of the first part
         d, d_low = two_sum(d, d_low)
     else:
-        # (logits in two parts have exponentials of their own)
-        d = choose(changed(plan), lambda: d + rest_of_largest(storage, table), lambda: d)
+        d = d + load_wide(storage, table + TOP_REST)
     return select(top == np.inf, splat_like(d, np.nan), d), d_low
-
-
-@formula
-def rest_of_largest(storage, table):
-    """What the exponential of the largest logit has lost in float32, where it is in the sum: of that it may be most. (Softmax of 5 to
-    100 classes, millions of rows: 3.3 to 2.7 ulp.)"""
-    m, power = load_wide(storage, table + REFERENCE), load_wide(storage, table + POWER)
-    exact = exact_exponential(storage, m, power)
-    rounded = exp_above(storage, narrow(storage, m), *exp_reference(storage, narrow(storage, power)))
-    is_summed = (load_wide(storage, table + APART) != m) & (load_wide(storage, table + TOP) != -np.inf)
-    return select(is_summed, exact - widen(rounded), wide_zero(storage))
 
 
 @formula
@@ -334,27 +346,51 @@ def exact_exponential(storage, x, power):
     return exp_above_for_float32(x, *exp_reference(FLOAT64, power)) * (exp_unit(storage) / exp_unit(FLOAT64))
 
 
-@routine
-def raise_left_out(storage, plan, table):
-    """e of each logit that is left out of its row's sum, to the digits that a loss needs.
+@formula
+def rest_of_largest(storage, table, exact):
+    """What the exponential of the largest logit has lost in float32, where it is in the sum: of that it may be most. (Softmax of 5 to
+    100 classes, millions of rows: 3.3 to 2.7 ulp.)"""
+    m, power = load_wide(storage, table + REFERENCE), load_wide(storage, table + POWER)
+    rounded = exp_above(storage, narrow(storage, m), *exp_reference(storage, narrow(storage, power)))
+    is_summed = (load_wide(storage, table + APART) != m) & (load_wide(storage, table + TOP) != -np.inf)
+    return select(is_summed, exact - widen(rounded), wide_zero(storage))
 
-    A step of its own before `finish_rows`: together they are a chain of operations too long for a processor to begin the next
-    tile's meanwhile (2 classes, loss and gradient: 2.43 to 2.22 ns an element).
+
+@routine
+def raise_single(storage, plan, table):
+    """Of each row the exponentials that count most, to the digits that they need: e of the logit that is left out of the sum, and
+    what that of the largest has lost.
+
+    A step of its own, which hangs on nothing but what is known before a row's other exponentials: together with `finish_rows` they
+    are a chain of operations too long for a processor to begin the next tile's meanwhile (2 classes, loss and gradient: 2.43 to
+    2.22 ns an element).
     """
-    if leaves_one_out(plan):
-        exponentials_left_out(storage, table)
+    raise_single_in(storage, plan, table)
 
 
 @formula
-def exponentials_left_out(storage, table):
+def raise_single_in(storage, plan, table):
     apart, power = load_wide(storage, table + APART), load_wide(storage, table + POWER)
-    if in_float64(storage):
+    m = load_wide(storage, table + REFERENCE)
+
+    def left_out():
         apart_low = load_wide(storage, table + APART_LOW)
         e, e_low = exp_in_two(apart, apart_low, *exp_reference(FLOAT64, power))
+        store_wide(storage, table + APART_EXP, e)
         store_wide(storage, table + APART_EXP_LOW, e_low)
-    else:
-        e = exact_exponential(storage, apart, power)
-    store_wide(storage, table + APART_EXP, e)
+
+    def of_both():
+        e, of_largest = exact_exponential(storage, SideBySide(apart, m), power)
+        store_wide(storage, table + APART_EXP, e)
+        return of_largest
+
+    if in_float64(storage):
+        when(leaves_one_out(plan), left_out)
+        return
+    exact = choose(leaves_one_out(plan), lambda: exact_exponential(storage, m, power), of_both)
+    rest = rest_of_largest(storage, table, exact)
+    # (logits in two parts have exponentials of their own)
+    store_wide(storage, table + TOP_REST, choose(changed(plan), lambda: rest, lambda: wide_zero(storage)))
 
 
 @formula

@@ -192,6 +192,18 @@ def load_integers(typingctx, storage, address, bits, signed):
 
 
 @intrinsic
+def store_integers(typingctx, storage, address, value):
+    """Whole numbers of a vector of float64, as int32."""
+    wide = storage.vector.of(types.float64)
+
+    def codegen(context, builder, sig, args):
+        integers = ir.VectorType(I32, wide.lanes)
+        builder.store(builder.fptosi(args[2], integers), pointer_to(builder, args[1], integers), align=4)
+
+    return types.none(storage, types.int64, wide), codegen
+
+
+@intrinsic
 def load_double(typingctx, address):
     """The float64 at `address`."""
 
