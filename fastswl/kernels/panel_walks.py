@@ -8,7 +8,7 @@ as they are).
 from fastswl.compilation import block_kernel
 from fastswl.kernels.panel import finish_tile, prepare_tile, sum_up_tile, weighed_on_the_way
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan, logits_of_row, results_of_row
-from fastswl.kernels.rows import finish_rows, keep_row_values, raise_single, start_block, store_partial
+from fastswl.kernels.rows import finish_rows, keep_row_values, raise_exactly, start_block, store_partial
 from fastswl.kernels.tiles import (
     SEPARATE_CLASSES,
     TWO_TILES_CLASSES,
@@ -50,7 +50,7 @@ def tile_walk(storage, target_storage, plan_address, scratch, first, last):
             next_row = row + rows
             next_count = least(rows, last_row - next_row)
             is_first, is_last = row == first_row, next_count <= 0
-            raise_single(arithmetic, plan, table)
+            raise_exactly(arithmetic, plan, table)
             sum_up_tile(
                 storage, target_storage, plan, table, outer, row, count, buffer, waiting, row == first_row + rows, together
             )  # fmt: skip
@@ -126,7 +126,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                 sum_up_tile(
                     storage, target_storage, plan, table, outer, row, count, tile_buffer, waiting, waiting_is_first, together
                 )  # fmt: skip
-                raise_single(arithmetic, plan, table)
+                raise_exactly(arithmetic, plan, table)
                 table += tile_bytes
             table = scratch
             for _ in range(inner, end, rows):

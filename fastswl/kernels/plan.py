@@ -123,6 +123,12 @@ def results_of_row(plan, outer, inner):
 
 
 @formula
+def targets_of_row(plan, outer, inner):
+    """Address of a row's target, or of its first one."""
+    return plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
+
+
+@formula
 def spread_wanted(plan):
     """Whether every class may have target mass, not the row's own alone."""
     return (plan.kind == PROBABILITY_TARGETS) | ((plan.kind == INDEX_TARGETS) & (plan.label_smoothing != 0.0))

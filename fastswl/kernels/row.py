@@ -21,7 +21,7 @@ from fastswl.kernels.rows import (
     describe_tile,
     finish_rows,
     keep_row_values,
-    raise_single,
+    raise_exactly,
     start_block,
     store_partial,
 )
@@ -235,7 +235,7 @@ def walk_rows(storage, target_storage, n_parts, plan, scratch, first, last):
                 end,
             )
             if count > 0:
-                raise_single(storage, plan, here)
+                raise_exactly(storage, plan, here)
                 finish_rows(storage, plan, here)
                 if plan.operation == LOGSUMEXP or plan.operation == LOSS:
                     keep_row_values(storage, target_storage, plan, here, scratch, outer, inner, count)

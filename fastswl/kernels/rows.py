@@ -18,6 +18,7 @@ from fastswl.kernels.plan import (
     changed,
     leaves_one_out,
     spread_wanted,
+    targets_of_row,
 )
 from fastswl.kernels.targets import index_bytes, load_index, load_indices
 from fastswl.simd import (
@@ -170,9 +171,7 @@ def describe_plain_rows(storage, plan, table, outer, inner):
 
     (10 classes, loss and gradient with weights of rows: 1.00 to 0.89 ns an element.)
     """
-    ignored = describe_classes(
-        storage, plan, table, plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
-    )
+    ignored = describe_classes(storage, plan, table, targets_of_row(plan, outer, inner))
     zero = wide_zero(storage)
     one = splat_like(zero, 1.0)
 
@@ -222,7 +221,7 @@ def describe_row(plan, table, outer, inner, row):
         return load_double(place)
 
     def own_index():
-        place = plan.targets + outer * plan.targets_outer + (inner + row) * plan.targets_inner
+        place = targets_of_row(plan, outer, inner + row)
         index = load_index(plan.index_code, place)
         return index, index == plan.ignore_index
 
@@ -274,7 +273,7 @@ def describe_tile(storage, plan, table, outer, inner, count):
     """`describe_rows` of a table that `start_block` has begun: of rows that count like those of the tile before, without weights and
     none ignored, only the classes are new (loss of 64 classes: 4 %)."""
     if plan.kind == INDEX_TARGETS and count == lanes(storage) and load_int64(table + ALIKE) != 0:
-        place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
+        place = targets_of_row(plan, outer, inner)
         if not any_lane(describe_classes(storage, plan, table, place)):
             return count
     return describe_rows(storage, plan, table, outer, inner, count)
@@ -357,7 +356,7 @@ def rest_of_largest(storage, table, exact):
 
 
 @routine
-def raise_single(storage, plan, table):
+def raise_exactly(storage, plan, table):
     """Of each row the exponentials that count most, to the digits that they need: e of the logit that is left out of the sum, and
     what that of the largest has lost.
 
@@ -365,11 +364,11 @@ def raise_single(storage, plan, table):
     are a chain of operations too long for a processor to begin the next tile's meanwhile (2 classes, loss and gradient: 2.43 to
     2.22 ns an element).
     """
-    raise_single_in(storage, plan, table)
+    exponentials_in_float64(storage, plan, table)
 
 
 @formula
-def raise_single_in(storage, plan, table):
+def exponentials_in_float64(storage, plan, table):
     apart, power = load_wide(storage, table + APART), load_wide(storage, table + POWER)
     m = load_wide(storage, table + REFERENCE)
 

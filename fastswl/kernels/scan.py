@@ -2,7 +2,7 @@
 
 from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.block import larger
-from fastswl.kernels.plan import INDEX_TARGETS, load_plan
+from fastswl.kernels.plan import INDEX_TARGETS, load_plan, targets_of_row
 from fastswl.kernels.targets import index_bytes, load_index, load_indices
 from fastswl.simd import (
     FLOAT64,
@@ -100,7 +100,7 @@ def weight_of_row(plan, outer, inner):
     """Whether a row's index is a class or ignored, and what the mean divides by for it."""
 
     def of_index():
-        chosen = load_index(plan.index_code, plan.targets + outer * plan.targets_outer + inner * plan.targets_inner)
+        chosen = load_index(plan.index_code, targets_of_row(plan, outer, inner))
         ignored = chosen == plan.ignore_index
         is_class = (chosen >= 0) & (chosen < plan.n_classes)
         own = choose(is_class & (plan.weight != 0), lambda: 1.0, lambda: load_double(plan.weight + 8 * chosen))

@@ -10,7 +10,7 @@ from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.block import FAR_AHEAD, STRIDED_AHEAD
 from fastswl.kernels.few import two_or_three_classes
 from fastswl.kernels.losses import weighted
-from fastswl.kernels.plan import LOSS, load_plan
+from fastswl.kernels.plan import LOSS, load_plan, targets_of_row
 from fastswl.kernels.rows import (
     AGAIN,
     TABLE_BYTES,
@@ -104,7 +104,7 @@ def take_step(storage, target_storage, plan, scratch, outer, inner, end, buffer,
             if weighted(plan) or not rows_are_plain(arithmetic, plan, count):
                 describe_rows(arithmetic, plan, table, outer, row, count)
             else:
-                place = plan.targets + outer * plan.targets_outer + row * plan.targets_inner
+                place = targets_of_row(plan, outer, row)
                 describe_classes(arithmetic, plan, table, place)
             table += plan.tile_bytes
     source = plan.logits + outer * plan.logits_outer + inner * plan.logits_inner

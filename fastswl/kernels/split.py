@@ -19,7 +19,7 @@ from fastswl.kernels.rows import (
     describe_rows,
     finish_rows,
     keep_row_values,
-    raise_single,
+    raise_exactly,
     start_block,
     store_partial,
 )
@@ -62,7 +62,7 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
         again = not ignored and merge_parts(arithmetic, plan, table, word(0), parts, n_parts)
         store_double(table + AGAIN, 1.0 if again else 0.0)
         if not again:
-            raise_single(storage, plan, table)
+            raise_exactly(storage, plan, table)
             finish_rows(storage, plan, table)
             if plan.operation == LOGSUMEXP or plan.operation == LOSS:
                 keep_row_values(storage, target_storage, plan, table, table, outer, inner, word(1))

@@ -12,7 +12,7 @@ from fastswl.compilation import routine
 from fastswl.kernels.block import FAR_AHEAD, mass_and_distance, mass_in_pairs, no_mass, settled
 from fastswl.kernels.lines import load_part, vectors_in, vectors_of
 from fastswl.kernels.merge import weight_of_part
-from fastswl.kernels.plan import PROBABILITY_TARGETS, spread_evenly
+from fastswl.kernels.plan import PROBABILITY_TARGETS, spread_evenly, targets_of_row
 from fastswl.kernels.record import PART_DISTANCE, PART_MASS, PART_MASS_AT, PART_MASS_MOVES, PART_VECTORS
 from fastswl.kernels.rows import (
     FILLED,
@@ -123,7 +123,7 @@ def spread_unit(plan, outer, inner):
 def spread_mass(storage, target_storage, plan, mass, class_step, outer, inner, first_class, n, unit):
     """The mass q of `n` classes of one row, one by one: w_c ((1 - eps) t_c + unit) of probability targets, w_c unit of
     index targets (less what stands at the target itself)."""
-    t_place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner + first_class * plan.targets_class
+    t_place = targets_of_row(plan, outer, inner) + first_class * plan.targets_class
     mask_place = plan.mask + outer * plan.mask_outer + inner * plan.mask_inner + first_class * plan.mask_class
     for c in range(n):
         q = unit
@@ -194,7 +194,7 @@ def put_weights(storage, plan, table, mass):
 @routine
 def make_mass_of_tile(storage, target_storage, plan, mass, outer, inner, count):
     """The target mass of every class of every row of a tile."""
-    place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner
+    place = targets_of_row(plan, outer, inner)
     if vectors_serve(storage, target_storage, plan):
         load_tile(target_storage, mass, place, plan.targets_inner, plan.targets_class, plan.n_classes, count)
         smooth_tile(storage, plan, mass)
@@ -223,7 +223,7 @@ def spread_of_tile(storage, target_storage, plan, table, tile, low_parts, mass, 
     # the next tile's, where rows follow each other
     ahead = at
     if plan.kind == PROBABILITY_TARGETS:
-        ahead = plan.targets + outer * plan.targets_outer + (inner + lanes(storage)) * plan.targets_inner
+        ahead = targets_of_row(plan, outer, inner + lanes(storage))
     n, n_numbers = plan.n_classes, plan.n_classes * lanes(storage)
     first = word(0)
     sums = no_mass(storage)
@@ -256,7 +256,7 @@ def spread_of_tile(storage, target_storage, plan, table, tile, low_parts, mass, 
 def make_mass(storage, target_storage, plan, mass, n_vectors, outer, inner, first_class, n):
     """The target mass of the classes of a part."""
     size = itemsize(storage)
-    place = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner + first_class * plan.targets_class
+    place = targets_of_row(plan, outer, inner) + first_class * plan.targets_class
     if vectors_serve(storage, target_storage, plan):
         load_part(target_storage, mass, place, plan.targets_class, n)
         smooth_part(storage, plan, mass, first_class, n_vectors)
@@ -372,7 +372,7 @@ def spread_of_part(
         at = plan.weight_vector + itemsize(storage) * first_class
         rest_at = at
     elif mass_stays_in_place(storage, target_storage, plan, n):
-        at = plan.targets + outer * plan.targets_outer + inner * plan.targets_inner + first_class * plan.targets_class
+        at = targets_of_row(plan, outer, inner) + first_class * plan.targets_class
         left = n - n_pairs * 2 * lanes(storage)
         if left > 0:
             # what is past the last whole pair is filled up in scratch memory
