@@ -2269,10 +2269,10 @@ CACHE_ON_DISK = [
 
 SIZES = [
     mutant(
-        "row numbers have 64 bits: panel walk",
-        WALKS_OF_TILES,
-        "inner = (step - outer * steps_per_outer) * step_rows",
-        "inner = (step - outer * steps_per_outer) * step_rows & 0x7FFFFFFF",
+        "row numbers have 64 bits",
+        "kernels/plan.py",
+        "(step - outer * steps_per_outer) * plan.tile_rows",
+        "(step - outer * steps_per_outer) * plan.tile_rows & 0x7FFFFFFF",
         "test_sizes.py::test_rows_of_one_class_in_a_sparse_file",
     ),
     mutant(
@@ -2624,15 +2624,15 @@ OPTIONS_ON_THE_WAY = [
     mutant(
         "tiles: nor does a row's gradient at its target",
         PANEL,
-        "if chosen >= 0 and placed != placed:",
-        "if chosen >= 0:",
+        "if place >= tile and placed != placed:",
+        "if place >= tile:",
         NO_ROW_HANGS.format("100-float32-smoothing, weights"),
     ),
     mutant(
         "tiles: a target for which nothing can be placed has its gradient",
         PANEL,
-        "if chosen >= 0 and placed != placed:",
-        "if chosen >= 0 and placed == np.inf:",
+        "if place >= tile and placed != placed:",
+        "if place >= tile and placed == np.inf:",
         "test_special_values.py",
     ),
     mutant(

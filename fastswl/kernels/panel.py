@@ -113,7 +113,6 @@ from fastswl.simd import (
     store_one,
     store_wide,
     to_float64,
-    to_int64,
     when,
     wide_zero,
     widen,
@@ -544,12 +543,11 @@ def leave_out_class(storage, tile, low_parts, index, c, apart, low, nothing):
 
 @formula
 def store_left_out(storage, table, apart, low):
-    """The logits left out, as sums of two."""
-    logit = widen(apart)
-    whole = logit + widen(low)
-    rest = select(logit == -np.inf, wide_zero(storage), (logit - whole) + widen(low))
+    """The logits left out, as sums of two (float64); of -inf there is no rest."""
+    nothing = apart == -np.inf
+    whole = select(nothing, apart, apart + low)
     store_wide(storage, table + APART, whole)
-    store_wide(storage, table + APART_LOW, rest)
+    store_wide(storage, table + APART_LOW, select(nothing, wide_zero(storage), (apart - whole) + low))
 
 
 @formula
@@ -570,24 +568,15 @@ def place_of_row(table, row):
 
 @formula
 def leave_out_of_row(storage, table, tile, low_parts, row, nothing):
-    """The same of one row."""
+    """The same of one row: number by number, the two as they are."""
     place = place_of_row(table, row)
-    logit = to_float64(load_one(storage, place))
+    store_double(table + APART + 8 * row, to_float64(load_one(storage, place)))
     store_one(storage, place, nothing)
 
-    def keep(low):
-        whole = logit + low
-        store_double(table + APART + 8 * row, whole)
-        store_double(table + APART_LOW + 8 * row, select(logit == -np.inf, 0.0, (logit - whole) + low))
+    def keep_low_part():
+        store_double(table + APART_LOW + 8 * row, to_float64(load_one(storage, low_parts - tile + place)))
 
-    def with_low_part():
-        low = to_float64(load_one(storage, low_parts - tile + place))
-        keep(select(logit == -np.inf, 0.0, low))
-
-    if low_parts is None:
-        store_double(table + APART + 8 * row, logit)
-    else:
-        choose(low_parts != 0, lambda: keep(0.0), with_low_part)
+    by_low_parts(low_parts, lambda: None, keep_low_part)
 
 
 @formula
@@ -603,7 +592,7 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count, nothing):
             apart.value, low.value = leave_out_class(
                 storage, tile, low_parts, index, c, apart.value, low.value, nothing
             )
-        store_left_out(storage, table, apart.value, low.value)
+        store_left_out(storage, table, widen(apart.value), widen(low.value))
 
     def own_masses():
         for row in steps(0, count):
@@ -619,6 +608,11 @@ def leave_out(storage, plan, table, tile, low_parts, mass, count, nothing):
         find_places(storage, table)
         for row in range(lanes(storage)):
             leave_out_of_row(storage, table, tile, low_parts, row, nothing)
+
+        def settle():
+            store_left_out(storage, table, load_wide(storage, table + APART), load_wide(storage, table + APART_LOW))
+
+        by_low_parts(low_parts, lambda: None, settle)
         if low_parts is not None:
             when(~own_mass_is_known, own_masses)
 
@@ -656,7 +650,6 @@ def scale_and_place(storage, tile, n_classes, scale, scale_low, index, at_target
 @routine
 def gradient_of_tile(storage, plan, table, tile, slopes, scale, scale_low, n_classes, count):
     """(alpha e - beta q) dz/dx, and the gradient at the target, where that is a class."""
-    size = itemsize(storage)
     index, at_target = two_parts(storage, table, CLASS, TARGET_GRADIENT)
     mass, mass_moves, slopes_move = table + ONES, word(0), word(1)
     beta = wide_zero(storage)
@@ -682,12 +675,10 @@ def gradient_of_tile(storage, plan, table, tile, slopes, scale, scale_low, n_cla
         store(storage, place, gradient * load(storage, slopes + slopes_move * VECTOR_BYTES * c))
     if plan.kind == INDEX_TARGETS and not compared:
         for row in range(count):
-            chosen = to_int64(load_double(table + CLASS + 8 * row))
-            placed = load_double(table + PLACED + 8 * row)
-            if chosen >= 0 and placed != placed:
-                offset = VECTOR_BYTES * chosen + size * row
-                slope = load_one(storage, slopes + slopes_move * offset)
-                store_one(storage, tile + offset, load_double(table + TARGET_GRADIENT + 8 * row) * np.float64(slope))
+            place, placed = place_of_row(table, row), load_double(table + PLACED + 8 * row)
+            if place >= tile and placed != placed:
+                slope = load_one(storage, slopes + slopes_move * (place - tile))
+                store_one(storage, place, load_double(table + TARGET_GRADIENT + 8 * row) * np.float64(slope))
 
 
 @formula

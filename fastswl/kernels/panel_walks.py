@@ -7,7 +7,15 @@ as they are).
 
 from fastswl.compilation import block_kernel
 from fastswl.kernels.panel import finish_tile, prepare_tile, sum_up_tile, weighed_on_the_way
-from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan, logits_of_row, results_of_row
+from fastswl.kernels.plan import (
+    LOGSUMEXP,
+    LOSS,
+    first_row_of_step,
+    load_plan,
+    logits_of_row,
+    results_of_row,
+    steps_of_outer,
+)
 from fastswl.kernels.rows import finish_rows, keep_row_values, raise_exactly, start_block, store_partial
 from fastswl.kernels.tiles import (
     SEPARATE_CLASSES,
@@ -92,7 +100,7 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
     arithmetic = arithmetic_of(storage)
     rows = lanes(storage)
     step_rows = plan.tile_rows
-    steps_per_outer = (plan.n_inner + step_rows - 1) // step_rows
+    steps_per_outer = steps_of_outer(plan)
     n_steps = plan.n_outer * steps_per_outer
     tile_bytes = plan.tile_bytes
     buffer = scratch + plan.line_buffer if plan.line_buffer != 0 else 0
@@ -101,14 +109,14 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
     # results that go out while the next tile is computed (256 classes: 0.20 to 0.16 ns)
     may_wait = tile_buffer != 0 and step_rows == rows
     waiting, waiting_is_first = word(0), False
+    is_weighed = target_storage is not None and weighed_on_the_way(arithmetic, plan)
     for block in range(first, last):
         for table in range(scratch, scratch + tile_bytes * (step_rows // rows), tile_bytes):
             start_block(arithmetic, table)
         first_step = block * plan.tiles_per_block
         last_step = least(first_step + plan.tiles_per_block, n_steps)
         for step in range(first_step, last_step):
-            outer = step // steps_per_outer
-            inner = (step - outer * steps_per_outer) * step_rows
+            outer, inner = first_row_of_step(plan, steps_per_outer, step)
             end = least(inner + step_rows, plan.n_inner)
             whole = end - inner == step_rows
             together = whole and plan.n_classes > SEPARATE_CLASSES and plan.logits_inner == itemsize(storage)
@@ -116,7 +124,6 @@ def panel_walk(storage, target_storage, plan_address, scratch, first, last):
                 load_together(storage, plan, scratch, step_rows // rows, logits_of_row(plan, outer, inner))
             table = scratch
             for row in range(inner, end, rows):
-                is_weighed = target_storage is not None and weighed_on_the_way(arithmetic, plan)
                 count = least(rows, end - row)
                 prepare_tile(storage, target_storage, plan, table, outer, row, count, together, is_weighed)
                 table += tile_bytes

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from numba import types
 
-from fastswl.simd import Words, formula, words_at
+from fastswl.simd import Words, formula, quotient, words_at
 
 #: operations
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, LOSS = range(4)
@@ -108,6 +108,19 @@ LOGITS_WORD, TARGETS_WORD, WEIGHT_WORD, OUT_WORD, SOFTMAX_WORD, ROW_VALUES_WORD,
 )
 #: a place behind the words of a plan, at a multiple of 64: the partial sums of a kept call
 BEHIND_PLAN = (PLAN_BYTES + 63) // 64 * 64
+
+
+@formula
+def steps_of_outer(plan):
+    """Of how many steps the rows of one outer number are."""
+    return quotient(plan.n_inner + plan.tile_rows - 1, plan.tile_rows)
+
+
+@formula
+def first_row_of_step(plan, steps_per_outer, step):
+    """The outer number of a step, and the inner number of its first row."""
+    outer = quotient(step, steps_per_outer)
+    return outer, (step - outer * steps_per_outer) * plan.tile_rows
 
 
 @formula

@@ -9,7 +9,15 @@ from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.lines import vectors_of, write_head, write_tail, write_vectors
 from fastswl.kernels.merge import mark_rows, merge_parts, settle_rows
 from fastswl.kernels.part import powers_are_guessed, row_part
-from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan, logits_of_row, results_of_row
+from fastswl.kernels.plan import (
+    LOGSUMEXP,
+    LOSS,
+    first_row_of_step,
+    load_plan,
+    logits_of_row,
+    results_of_row,
+    steps_of_outer,
+)
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES, parts_of
 from fastswl.kernels.results import finish_part, no_results
 from fastswl.kernels.rows import (
@@ -200,7 +208,7 @@ def long_walk(storage, target_storage, plan_address, scratch, first, last):
 def walk_rows(storage, target_storage, n_parts, plan, scratch, first, last):
     """Blocks of tiles of rows of `n_parts`, None for one."""
     arithmetic = arithmetic_of(storage)
-    tiles_per_outer = (plan.n_inner + plan.tile_rows - 1) // plan.tile_rows
+    tiles_per_outer = steps_of_outer(plan)
     n_tiles = plan.n_outer * tiles_per_outer
     for block in range(first, last):
         first_tile = block * plan.tiles_per_block
@@ -215,8 +223,7 @@ def walk_rows(storage, target_storage, n_parts, plan, scratch, first, last):
         outer_before, inner_before, count_before = word(0), word(0), word(0)
         # one step more, to write the results of the last
         for tile in range(first_tile, last_tile + least(plan.out, 1)):
-            outer = tile // tiles_per_outer
-            inner = (tile - outer * tiles_per_outer) * plan.tile_rows
+            outer, inner = first_row_of_step(plan, tiles_per_outer, tile)
             count = least(plan.tile_rows, plan.n_inner - inner) if tile < last_tile else word(0)
             row_tile(
                 storage,

@@ -10,7 +10,7 @@ from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.block import FAR_AHEAD, STRIDED_AHEAD
 from fastswl.kernels.few import two_or_three_classes
 from fastswl.kernels.losses import weighted
-from fastswl.kernels.plan import LOSS, load_plan, targets_of_row
+from fastswl.kernels.plan import LOSS, first_row_of_step, load_plan, steps_of_outer, targets_of_row
 from fastswl.kernels.rows import (
     AGAIN,
     TABLE_BYTES,
@@ -73,7 +73,7 @@ def walk_over_steps(storage, target_storage, plan_address, scratch, first, last,
     plan = load_plan(plan_address)
     arithmetic = arithmetic_of(storage)
     step_rows = plan.tile_rows
-    steps_per_outer = (plan.n_inner + step_rows - 1) // step_rows
+    steps_per_outer = steps_of_outer(plan)
     n_steps = plan.n_outer * steps_per_outer
     buffer = scratch + plan.line_buffer if plan.line_buffer != 0 else 0
     for block in range(first, last):
@@ -82,8 +82,7 @@ def walk_over_steps(storage, target_storage, plan_address, scratch, first, last,
         first_step = block * plan.tiles_per_block
         last_step = least(first_step + plan.tiles_per_block, n_steps)
         for step in range(first_step, last_step):
-            outer = step // steps_per_outer
-            inner = (step - outer * steps_per_outer) * step_rows
+            outer, inner = first_row_of_step(plan, steps_per_outer, step)
             end = least(inner + step_rows, plan.n_inner)
             ends = step == first_step, step == last_step - 1
             take_step(storage, target_storage, plan, scratch, outer, inner, end, buffer, ends, in_registers)
