@@ -2818,6 +2818,13 @@ GUESSED_ROWS = [
         "test_walks.py::test_each_walk_is_taken_and_right",
     ),
     mutant(
+        "the logit left out has a low part",
+        PANEL,
+        "by_low_parts(low_parts, lambda: None, settle)",
+        "by_low_parts(low_parts, lambda: None, lambda: None)",
+        "test_exactness.py::test_bounds_hold_with_every_option",
+    ),
+    mutant(
         "a row that leaves nothing out reads -inf",
         PANEL,
         "    store(storage, table + LEFT_OUT, narrow(storage, splat_like(index, -np.inf)))\n",
