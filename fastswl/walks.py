@@ -12,7 +12,7 @@ from fastswl.kernels.lines import LINE_ROOM
 from fastswl.kernels.plan import CHANGING, COMPARED_CLASSES, FIXED_LAYOUT, INDEX_TARGETS, LOGSUMEXP, LOSS, Plan
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES
 from fastswl.kernels.rows import TABLE_BYTES
-from fastswl.kernels.short import STEP_TILES
+from fastswl.kernels.short import LONG_STEP_CLASSES, LONG_STEP_TILES, STEP_TILES
 from fastswl.kernels.stream import LINE_BYTES
 from fastswl.kernels.tiles import CLASSES_IN_LINES, TWO_TILES_CLASSES_READ
 from fastswl.simd import STORAGES, VECTOR_BYTES
@@ -82,10 +82,11 @@ def choose_walk(
     side_by_side = row_stride == layout.itemsize and not contiguous
     if plainest != "panel" and 1 < n_classes <= SHORT_CLASSES and layout.arithmetic.bitwidth == 32:
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
+        tiles = LONG_STEP_TILES if n_classes <= LONG_STEP_CLASSES else STEP_TILES
         # of all rows of a step, or of the lines of each class and one more
-        buffer_bytes = (STEP_TILES * lanes * 8 + 2 * LINE_BYTES) * n_classes + LINE_ROOM
+        buffer_bytes = (tiles * lanes * 8 + 2 * LINE_BYTES) * n_classes + LINE_ROOM
         name = "few" if plainest == "few" and n_classes <= FEW_CLASSES else "short"
-        return Walk(name, STEP_TILES * lanes, tile_bytes, STEP_TILES * tile_bytes, buffer_bytes)
+        return Walk(name, tiles * lanes, tile_bytes, tiles * tile_bytes, buffer_bytes)
     most, step_classes = PANEL_CLASSES, STEP_CLASSES
     if layout.arithmetic.bitwidth == 64:
         most, step_classes = PANEL_CLASSES_64, STEP_CLASSES_64

@@ -58,6 +58,9 @@ from fastswl.vectormath import (
 
 #: classes whose exponentials are added up in float32 before they go to the float64 sum
 PAIR = 2
+#: tiles whose exponentials are made side by side: what is summed up and compared of four, with its constants, is more than the
+#: registers hold (loss, loss and gradient, log_softmax of 5 to 48 classes 4 to 9 % faster than with four, softmax 0 to 2)
+RAISED_TOGETHER = 2
 
 
 class Next(NamedTuple):
@@ -68,6 +71,10 @@ class Next(NamedTuple):
     step: Any
     between: Any
     far: Any
+
+    def of(self, number):
+        """For formulas: from a tile of the step on."""
+        return self._replace(place=self.place + self.between * number)
 
 
 class Reference(NamedTuple):
@@ -180,8 +187,24 @@ def raise_pairs(storage, tiles, reference, behind, following, add):
         add(c, x, e)
 
 
+def in_groups(tiles, reference, following, *lines):
+    """For formulas: the tiles `RAISED_TOGETHER`, with their part of the reference, of what is read next, and of other lines."""
+    size = min(RAISED_TOGETHER, len(tiles.tables))
+    n_groups = len(tiles.tables) // size
+    parts = zip(*(parted(line, n_groups) for line in (*reference, *lines)), strict=True)
+    for i, part in enumerate(parts):
+        tables = tiles.tables[size * i : size * (i + 1)]
+        own, others = Reference(*part[: len(reference)]), part[len(reference) :]
+        yield Tiles(tiles.storage, tables, tiles.n_classes), own, following.of(size * i), *others
+
+
 def raise_all(storage, tiles, reference, following):
     """For formulas: the exponentials in place of the logits, and the sum of all."""
+    return joined([raise_group(storage, *group) for group in in_groups(tiles, reference, following)])
+
+
+def raise_group(storage, tiles, reference, following):
+    """`raise_all` of a group of tiles."""
     total = Running(tiles.none)
 
     def add(c, x, e):
@@ -206,6 +229,13 @@ def reduced_reference(reference):
 def raise_others(storage, tiles, reference, index, behind, following):
     """For formulas: the exponentials, so many bytes behind the logits; the sum of those past the largest, how many are as large, and
     the logit at the target (0 for none)."""
+    groups = in_groups(tiles, reference, following, index)
+    sums = [raise_others_of_group(storage, *group, behind) for group in groups]
+    return [joined(each) for each in zip(*sums, strict=True)]
+
+
+def raise_others_of_group(storage, tiles, reference, following, index, behind):
+    """`raise_others` of a group of tiles."""
     d, ties, x_target = Running(tiles.none), Running(tiles.zero), Running(tiles.zero)
     # (of a row that something was subtracted from, the largest is 0)
     largest = select(reference.bounded, reference.m, reference.top)
