@@ -77,7 +77,7 @@ SLOW = (
             (
                 "kernels/short.py",
                 _END_OF_SHORT_STEP,
-                "            planted(scratch + AGAIN, plan.n_classes * STEP_TILES * {steps} // 64)\n"
+                "            planted(scratch + AGAIN, plan.n_classes * (plan.tile_rows // lanes(storage)) * {steps} // 64)\n"
                 + _END_OF_SHORT_STEP,
             ),
         ),

@@ -82,10 +82,11 @@ def choose_walk(
     side_by_side = row_stride == layout.itemsize and not contiguous
     if plainest != "panel" and 1 < n_classes <= SHORT_CLASSES and layout.arithmetic.bitwidth == 32:
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
-        tiles = LONG_STEP_TILES if n_classes <= LONG_STEP_CLASSES else STEP_TILES
+        name = "few" if plainest == "few" and n_classes <= FEW_CLASSES else "short"
+        is_long = name == "few" or (contiguous and n_classes <= LONG_STEP_CLASSES)
+        tiles = LONG_STEP_TILES if is_long else STEP_TILES
         # of all rows of a step, or of the lines of each class and one more
         buffer_bytes = (tiles * lanes * 8 + 2 * LINE_BYTES) * n_classes + LINE_ROOM
-        name = "few" if plainest == "few" and n_classes <= FEW_CLASSES else "short"
         return Walk(name, tiles * lanes, tile_bytes, tiles * tile_bytes, buffer_bytes)
     most, step_classes = PANEL_CLASSES, STEP_CLASSES
     if layout.arithmetic.bitwidth == 64:

@@ -303,6 +303,22 @@ def test_streamed_results_side_by_side_have_the_same_bits(shape, dtype, offset, 
     assert (apart == 7.0).all()
 
 
+@pytest.mark.parametrize("shape", [(1000, 3), (777, 10), (600, 16), (333, 33), (259, 100)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_streamed_results_of_another_layout_have_the_same_bits(shape, dtype, crossovers):
+    """How many tiles a step has hangs on the layout of the logits, that of results may be another."""
+    x, targets = problem(shape, -1, dtype)
+    layouts = (x, "F"), (np.asfortranarray(x), "C")
+    plain = [(swl.cross_entropy_value_and_grad(logits, targets), swl.softmax(logits)) for logits, _ in layouts]
+    crossovers("STREAMING_BYTES", 16)
+    for (logits, order), (expected, probabilities) in zip(layouts, plain, strict=True):
+        out = np.full(shape, 7, dtype, order)
+        streamed = swl.cross_entropy_value_and_grad(logits, targets, grad_out=out)
+        assert streamed.loss == expected.loss
+        np.testing.assert_array_equal(out, expected.grad)
+        np.testing.assert_array_equal(swl.softmax(logits, out=out), probabilities)
+
+
 @pytest.mark.parametrize("n_classes", [1001, 4096 * 3, 4096 * 8 + 1, 4096 * 19 + 7])
 @pytest.mark.parametrize("past_a_line", [0, 4, 40, 60])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
