@@ -206,7 +206,8 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     arrays = _loss_arrays(plan)
     options, areas = _loss_options(plan)
     route = arrays.route(storages[0], logits.shape, areas, options)
-    kept = keep_loss(storages, route, plan)
+    of_weights = _made_of_weights(plan, storages[0])
+    kept = keep_loss(storages, route, plan, of_weights)
     if kept is not None:
         # (any array stands for a result that the plan has not)
         results = (logits if array is None else array for array in (plan.grad, plan.probabilities_out))
@@ -214,14 +215,10 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
         if value != REFUSED:
             return np.float64(value)
     others: dict[str, Any] = {"weight_total": logits.shape[-1]}
-    held = None
     if plan.weight is not None:
         others["weight"] = address_of(plan.weight)
-        if plan.probabilities or plan.label_smoothing != 0.0:
-            held = _weights_of_classes(plan.weight, storages[0])
-            names = ("weight", "weight_vector", "part_weights")
-            others |= zip(names, map(address_of, held), strict=True)
-            others["weight_total"] = exact_sum(held[-1].tolist())
+    for name, made in of_weights.items():
+        others[name] = address_of(made) if isinstance(made, np.ndarray) else made
 
     divisor = _divisor(plan, arrays, route, others)
     upstream = 1.0 if isinstance(plan.upstream, np.ndarray) else plan.upstream
@@ -251,14 +248,19 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     return np.float64(total / divisor)
 
 
-def _weights_of_classes(weight: Array, storage: str) -> tuple[Array, Array, Array]:
-    """Class weights with a vector of zeros behind, the same in the arithmetic type, and their sum over each part of a row."""
+def _made_of_weights(plan: LossPlan, storage: str) -> dict[str, Any]:
+    """What the plan wants of class weights where targets have mass on every class: the weights with a vector of zeros behind, the same
+    in the arithmetic type, their sum over each part of a row, and that of all."""
+    weight = plan.weight
+    if weight is None or not (plan.probabilities or plan.label_smoothing != 0.0):
+        return {}
     layout = STORAGES[storage]
     wide = np.zeros(weight.size + layout.lanes)
     wide[: weight.size] = weight
     part_classes = PART_VECTORS * layout.lanes
     sums = [sum_of_weights(weight[first : first + part_classes]) for first in range(0, weight.size, part_classes)]
-    return wide, wide.astype(f"f{layout.arithmetic.bitwidth // 8}"), np.array(sums)
+    vector = wide.astype(f"f{layout.arithmetic.bitwidth // 8}")
+    return {"weight": wide, "weight_vector": vector, "part_weights": np.array(sums), "weight_total": exact_sum(sums)}
 
 
 def _divisor(plan: LossPlan, arrays: _Arrays, route: Route, others: dict[str, Any]) -> float:

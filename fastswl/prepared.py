@@ -1,4 +1,4 @@
-"""Calls of shapes seen before, kept ready: contiguous arrays, options that are numbers, and class weights without smoothing.
+"""Calls of shapes seen before, kept ready: contiguous arrays, options that are numbers, and class weights.
 
 The general way through Python takes 11 to 16 us, as much as a kernel of 50,000 logits; a kept call takes 1 to 4. All that does
 not change between calls of the same shapes stands in a plan; a native entry fills in the addresses and looks at what can differ
@@ -51,8 +51,12 @@ def keep_softmax(key: tuple[Any, ...], storages: Storages, route: Route, x: Arra
     return _keep(key, storages, route, small_softmax, x)
 
 
-def keep_loss(storages: Storages, route: Route, plan: LossPlan) -> Any:
-    """Keep a call of the loss, with gradient or without, or of the layer; return it if it is one of a single block."""
+def keep_loss(storages: Storages, route: Route, plan: LossPlan, of_weights: dict[str, Any]) -> Any:
+    """Keep a call of the loss, with gradient or without, or of the layer; return it if it is one of a single block.
+
+    `of_weights` are arrays made of class weights, and the sum of these, for the plan, where targets have mass on every class: it is
+    kept for calls with the same weights.
+    """
     if not _can_be_kept(plan):
         return None
     logits, targets = plan.logits, plan.targets
@@ -69,6 +73,9 @@ def keep_loss(storages: Storages, route: Route, plan: LossPlan) -> Any:
     for dtype in WEIGHT_DTYPES:
         key = (*key[:5], (*scalars, dtype, weight.shape))
         are_float32 = int(dtype.itemsize == 4)
+        if of_weights:
+            call = _keep(key, storages, route, small_weighted_loss, logits, is_mean, 0, are_float32, held=of_weights)
+            continue
         more = is_mean, _end_of_sums(route), are_float32
         call = _keep(key, storages, route, small_weighted_loss, logits, *more, n_weights=weight.size)
     return call
@@ -87,6 +94,7 @@ def _keep(
     logits: Array,
     *more: int,
     n_weights: int = 0,
+    held: dict[str, Any] | None = None,
 ) -> Any:
     if route.walk.name == "split" or len(route.pieces) > 1 or route.fields["n_outer"] > 1:
         return None
@@ -96,15 +104,19 @@ def _keep(
         prepared.clear()
     kernel = kernel_address(route.walk.name, *storages)
     words: list[Any] = [0] * CHANGING
-    words[Plan._fields.index("weight_total")] = route.fields["n_classes"]
+    others = {"weight_total": route.fields["n_classes"], **(held or {})}
+    for name, value in others.items():
+        words[Plan._fields.index(name)] = address_of(value) if isinstance(value, np.ndarray) else value
     packed = CHANGING_LAYOUT.pack(*words) + route.fixed
     size = _end_of_sums(route) + 8 * n_weights
     if route.n_blocks == 1 and route.work < threads.PARALLEL_WORK and route.walk.scratch_bytes + size <= HELD_BYTES:
         if not _GIL:
             return None
         call = prepared[key] = _one_block(kernel, packed, size, route, entry(), logits.nbytes, more)
+        call.held = held
         return call
-    prepared[key] = _in_blocks(kernel, packed, size, route, entry(), logits.nbytes, more)
+    call = prepared[key] = _in_blocks(kernel, packed, size, route, entry(), logits.nbytes, more)
+    call.held = held
     return None
 
 
@@ -188,10 +200,9 @@ def _plain(array: Array) -> bool:
 
 
 def _weights_can_be_kept(plan: LossPlan) -> bool:
-    """Whether class weights are those of targets alone, few enough to be held, and what the mean divides by is one sum."""
+    """Whether class weights are few enough to be held, and what the mean divides by is one sum."""
     n_classes = plan.logits.shape[-1]
-    plain = not plan.probabilities and plan.label_smoothing == 0.0
-    return plain and 16 * n_classes <= HELD_BYTES and plan.logits.size <= SCAN_ROWS * n_classes
+    return 16 * n_classes <= HELD_BYTES and math.prod(plan.logits.shape[:-1]) <= SCAN_ROWS
 
 
 def _can_be_kept(plan: LossPlan) -> bool:

@@ -1,5 +1,6 @@
 """Calls that are kept ready: the same bits as the general way, and back to it wherever an array is other than was seen."""
 
+import functools
 import math
 
 import numpy as np
@@ -115,28 +116,58 @@ def test_kept_calls_with_class_weights_give_the_same_bits(shape, dtype, weight_d
     assert [bits(result) for result in all_results()] == general
 
 
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.parametrize("weight_dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kept_calls_refuse_class_weights_that_are_none(shape):
+def test_kept_calls_with_mass_on_weighted_classes(shape, dtype, weight_dtype, kind, monkeypatch, no_general_way):
+    """What is made of class weights for every class is kept with the call: other weights are another call."""
+    logits, targets = problem(shape, dtype, kind)
+    weight = np.random.default_rng(2).uniform(0.0, 2.0, shape[-1]).astype(weight_dtype)
+    others = weight.copy()
+    others[-1] += 0.25
+
+    def results(own):
+        given = {"weight": own, "label_smoothing": 0.2}
+        yield swl.cross_entropy(logits, targets, **given)
+        yield swl.cross_entropy_value_and_grad(logits, targets, n_threads=1, **given)
+        yield swl.cross_entropy_value_and_grad(logits, targets, reduction="sum", **given)
+
+    with monkeypatch.context() as nothing_is_kept:
+        nothing_is_kept.setattr(dispatch, "keep_loss", lambda *arguments: None)
+        general = {id(own): [bits(result) for result in results(own)] for own in (weight, others)}
+    for own in (weight, others, weight, others):
+        assert [bits(result) for result in results(own)] == general[id(own)]
+    no_general_way()
+    assert [bits(result) for result in results(others.copy())] == general[id(others)]
+    with pytest.raises(AssertionError, match="the general way was taken"):
+        swl.cross_entropy(logits, targets, weight=weight, label_smoothing=0.2)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_calls_refuse_class_weights_that_are_none(shape, label_smoothing):
     logits, targets = problem(shape, np.float32, "indices")
     weight = np.ones(shape[-1])
+    cross_entropy = functools.partial(swl.cross_entropy, label_smoothing=label_smoothing)
     for _ in range(2):
-        expected = swl.cross_entropy(logits, targets, weight=weight)
+        expected = cross_entropy(logits, targets, weight=weight)
     apart = np.ones(2 * shape[-1])[::2]
-    assert swl.cross_entropy(logits, targets, weight=apart) == expected
-    assert swl.cross_entropy(logits, targets, weight=weight.astype(">f8")) == expected
+    assert cross_entropy(logits, targets, weight=apart) == expected
+    assert cross_entropy(logits, targets, weight=weight.astype(">f8")) == expected
     for wrong in (-1.0, np.nan, np.inf):
         spoiled = weight.copy()
         spoiled[-1] = wrong
         with pytest.raises(ValueError, match="weight"):
-            swl.cross_entropy(logits, targets, weight=spoiled)
+            cross_entropy(logits, targets, weight=spoiled)
     with pytest.raises(ValueError, match=f"weight has shape \\({shape[-1] + 1},\\)"):
-        swl.cross_entropy(logits, targets, weight=np.ones(shape[-1] + 1))
+        cross_entropy(logits, targets, weight=np.ones(shape[-1] + 1))
     wrong = targets.copy()
     wrong.flat[-1] = shape[-1]
     with pytest.raises(IndexError, match=f"is {shape[-1]}, outside"):
-        swl.cross_entropy(logits, wrong, weight=weight)
-    assert np.isnan(swl.cross_entropy(logits, targets, weight=np.zeros(shape[-1])))
-    assert np.isnan(swl.cross_entropy(logits, np.full_like(targets, -100), weight=weight))
+        cross_entropy(logits, wrong, weight=weight)
+    assert np.isnan(cross_entropy(logits, targets, weight=np.zeros(shape[-1])))
+    assert np.isnan(cross_entropy(logits, np.full_like(targets, -100), weight=weight))
 
 
 def test_many_class_weights_are_not_held(monkeypatch):

@@ -183,6 +183,19 @@ def run_loss(kernel, words, scratch, divisor):
 
 
 @routine
+def are_same_weights(source, are_float32, n, held):
+    """Whether class weights are those that are held as float64."""
+    same = True
+    for c in range(n):
+        if are_float32 != 0:
+            weight = np.float64(load_one(FLOAT32, source + 4 * c))
+        else:
+            weight = load_double(source + 8 * c)
+        same = same and weight == load_double(held + 8 * c)
+    return same
+
+
+@routine
 def copy_weights(source, are_float32, n, target):
     """Class weights as float64; whether they are finite and not negative."""
     for c in range(n):
@@ -203,14 +216,19 @@ def copy_weights(source, are_float32, n, target):
 def small_weighted_loss(
     kernel, words, scratch, extent, is_mean, room, are_float32, logits, targets, grad, probabilities, weights
 ):
-    """`small_loss` with class weights (float32 or float64), of which a copy goes to `room` bytes behind the plan."""
+    """`small_loss` with class weights (float32 or float64), of which a copy goes to `room` bytes behind the plan. Without `room` the
+    plan has them, with what is made of them for every class, and others are REFUSED."""
     plan = load_plan(words)
     if not fits_loss(plan, extent, logits, targets, grad, probabilities) or not readable(weights):
         return REFUSED
-    if not copy_weights(array_data(weights), are_float32, plan.n_classes, words + room):
-        return REFUSED
+    if room == 0:
+        if not are_same_weights(array_data(weights), are_float32, plan.n_classes, plan.weight):
+            return REFUSED
+    else:
+        if not copy_weights(array_data(weights), are_float32, plan.n_classes, words + room):
+            return REFUSED
+        store_int64(words + WEIGHT_WORD, words + room)
     store_int64(words + TARGETS_WORD, array_data(targets))
-    store_int64(words + WEIGHT_WORD, words + room)
     plan = load_plan(words)
     bad, high, low = scan_rows(plan, word(0), plan.n_inner)
     divisor = high + low if is_mean != 0 else 1.0
