@@ -210,10 +210,12 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     kept = keep_loss(storages, route, plan, of_weights)
     if kept is not None:
         # (any array stands for a result that the plan has not)
-        results = (logits if array is None else array for array in (plan.grad, plan.probabilities_out))
-        value = kept(logits, plan.targets, *results, *(() if plan.weight is None else (plan.weight,)))
+        other = plan.probabilities_out if plan.loss is None else plan.loss
+        results = (logits if array is None else array for array in (plan.grad, other))
+        weights = plan.sample_weight if plan.weight is None else plan.weight
+        value = kept(logits, plan.targets, *results, *(() if weights is None else (weights,)))
         if value != REFUSED:
-            return np.float64(value)
+            return np.float64(value) if plan.loss is None else None
     others: dict[str, Any] = {"weight_total": logits.shape[-1]}
     if plan.weight is not None:
         others["weight"] = address_of(plan.weight)

@@ -19,6 +19,8 @@ from fastswl.arguments import (
     DEFAULT_REDUCTION,
     DEFAULT_UPSTREAM,
     DEFAULT_Z_LOSS,
+    LOSS_DTYPE,
+    OF_ROWS,
     REFUSED,
     LossPlan,
     empty_error,
@@ -163,7 +165,9 @@ def cross_entropy(
     if (
         (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and axis is DEFAULT_AXIS
-        and sample_weight is normalizer is class_mask is out is None
+        and normalizer is class_mask is None
+        and (sample_weight is None or (weight is None and type(sample_weight) is np.ndarray))
+        and (out is None or type(out) is np.ndarray)
         and (weight is None or type(weight) is np.ndarray)
         and empty is DEFAULT_EMPTY
         and type(reduction) is str
@@ -173,7 +177,7 @@ def cross_entropy(
         and type(logits) is type(targets) is np.ndarray
     ):
         scalars = (reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap)
-        value = _seen_before(logits, targets, scalars, None, False, n_threads, weight)
+        value = _seen_before(logits, targets, scalars, None, False, n_threads, weight, sample_weight, out)
         if value is not None:
             return value
     plan, _ = loss_plan(
@@ -193,11 +197,16 @@ def _seen_before(
     with_grad: bool,
     n_threads: int | None,
     weight: npt.NDArray[Any] | None,
+    sample_weight: npt.NDArray[Any] | None,
+    out: npt.NDArray[Any] | None,
 ) -> Any:
     """Return the result for contiguous arrays of shapes and scalar options seen before, None to go the way of all checks."""
     dtype, shape = logits.dtype, logits.shape
     if weight is not None:
         scalars = (*scalars, weight.dtype, weight.shape)
+    elif sample_weight is not None:
+        weight = sample_weight
+        scalars = (*scalars, weight.dtype, weight.shape, OF_ROWS)
     key = (dtype, shape, targets.dtype, targets.shape, int(with_grad), scalars)
     call = lazy.prepared.get(key) if n_threads is None else lazy.kept_call(key, n_threads)
     if call is None:
@@ -209,10 +218,18 @@ def _seen_before(
         grad = np.empty(shape, dtype)
     elif type(grad) is not np.ndarray or grad.dtype is not dtype or grad.shape != shape:
         return None
-    value = call(logits, targets, grad, logits) if weight is None else call(logits, targets, grad, logits, weight)
+    losses = logits
+    if scalars[0] == "none":
+        losses = np.empty(shape[:-1], LOSS_DTYPE[dtype]) if out is None else out
+        if losses.shape != shape[:-1] or losses.dtype is not LOSS_DTYPE[dtype]:
+            return None
+    elif out is not None:
+        return None
+    value = call(logits, targets, grad, losses) if weight is None else call(logits, targets, grad, losses, weight)
     if value == REFUSED:
         return None
-    return LossAndGrad(np.float64(value), grad) if with_grad else np.float64(value)
+    loss = np.float64(value) if losses is logits else losses
+    return LossAndGrad(loss, grad) if with_grad else loss
 
 
 def per_sample_losses(plan: LossPlan, out: Any) -> Any:
@@ -292,7 +309,9 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
     if (
         (n_threads is None or (type(n_threads) is int and n_threads > 0))
         and axis is DEFAULT_AXIS
-        and sample_weight is normalizer is class_mask is out is None
+        and normalizer is class_mask is None
+        and (sample_weight is None or (weight is None and type(sample_weight) is np.ndarray))
+        and (out is None or type(out) is np.ndarray)
         and (weight is None or type(weight) is np.ndarray)
         and empty is DEFAULT_EMPTY
         and type(reduction) is str
@@ -303,7 +322,9 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, out, n_threads
         and type(logits) is type(targets) is np.ndarray
     ):
         scalars = (reduction, ignore_index, label_smoothing, z_loss, logit_scale, softcap)
-        value: LossAndGrad | None = _seen_before(logits, targets, scalars, grad_out, True, n_threads, weight)
+        value: LossAndGrad | None = _seen_before(
+            logits, targets, scalars, grad_out, True, n_threads, weight, sample_weight, out
+        )
         if value is not None:
             return value
     plan, grad = loss_plan(

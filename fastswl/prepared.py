@@ -1,4 +1,4 @@
-"""Calls of shapes seen before, kept ready: contiguous arrays, options that are numbers, and class weights.
+"""Calls of shapes seen before, kept ready: contiguous arrays, options that are numbers, and weights of classes or of rows.
 
 The general way through Python takes 11 to 16 us, as much as a kernel of 50,000 logits; a kept call takes 1 to 4. All that does
 not change between calls of the same shapes stands in a plan; a native entry fills in the addresses and looks at what can differ
@@ -17,6 +17,7 @@ from fastswl import threads
 from fastswl.arguments import (
     DEFAULT_EMPTY,
     DEFAULT_UPSTREAM,
+    OF_ROWS,
     REFUSED,
     LossPlan,
 )
@@ -28,7 +29,7 @@ from fastswl.walks import Route
 
 Array = npt.NDArray[Any]
 #: (operation, dtype, shape) or (dtype, shape, dtype and shape of targets, number of results, scalars, which end in dtype and shape of
-#: class weights where there are any) -> a call that takes the arrays, and, if it has the attribute `in_blocks`, a number of threads
+#: weights where there are any) -> a call that takes the arrays, and, if it has the attribute `in_blocks`, a number of threads
 prepared: dict[tuple[Any, ...], Any] = {}
 #: a kept call of one block has one plan and one scratch memory, which the GIL guards
 _GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -38,7 +39,7 @@ PREPARED_ELEMENTS = 1 << 20
 HELD_BYTES = 1 << 17
 #: shapes kept; past it all are forgotten (a program that goes through thousands of shapes gains nothing by them)
 PREPARED_SHAPES = 256
-#: of class weights that a kept call takes as they are
+#: of weights that a kept call takes as they are
 WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 #: weights up to which `math.fsum` is no slower
 FEW_WEIGHTS = 160
@@ -66,18 +67,20 @@ def keep_loss(storages: Storages, route: Route, plan: LossPlan, of_weights: dict
     )  # fmt: skip
     key: tuple[Any, ...] = (logits.dtype, logits.shape, targets.dtype, targets.shape, results, scalars)
     is_mean = int(plan.reduction == "mean")
-    weight = plan.weight
+    of_rows = plan.weight is None
+    weight = plan.sample_weight if of_rows else plan.weight
+    # (it is no address yet, but says that there are losses of rows)
+    held = of_weights if plan.loss is None else {**of_weights, "row_values": 1}
     if weight is None:
-        return _keep(key, storages, route, small_loss, logits, is_mean)
+        return _keep(key, storages, route, small_loss, logits, is_mean, held=held)
     # the checks have made them float64 (the last dtype), whatever they were; the next call's are as the caller has them
     for dtype in WEIGHT_DTYPES:
-        key = (*key[:5], (*scalars, dtype, weight.shape))
+        key = (*key[:5], (*scalars, dtype, weight.shape, OF_ROWS) if of_rows else (*scalars, dtype, weight.shape))
         are_float32 = int(dtype.itemsize == 4)
-        if of_weights:
-            call = _keep(key, storages, route, small_weighted_loss, logits, is_mean, 0, are_float32, held=of_weights)
-            continue
-        more = is_mean, _end_of_sums(route), are_float32
-        call = _keep(key, storages, route, small_weighted_loss, logits, *more, n_weights=weight.size)
+        room = 0 if of_weights else _end_of_sums(route)
+        n_weights = 0 if of_weights else weight.size
+        more = is_mean, room, are_float32, int(of_rows)
+        call = _keep(key, storages, route, small_weighted_loss, logits, *more, n_weights=n_weights, held=held)
     return call
 
 
@@ -205,12 +208,23 @@ def _weights_can_be_kept(plan: LossPlan) -> bool:
     return 16 * n_classes <= HELD_BYTES and math.prod(plan.logits.shape[:-1]) <= SCAN_ROWS
 
 
+def _weights_of_rows_can_be_kept(plan: LossPlan) -> bool:
+    """Whether weights of rows are one each, few enough to be held, and the only ones."""
+    weight = plan.sample_weight
+    return plan.weight is None and weight is not None and _plain(weight) and 16 * weight.size <= HELD_BYTES
+
+
+def _losses_can_be_kept(plan: LossPlan) -> bool:
+    """Whether the losses of rows are an array that an entry can write to, in place of a softmax."""
+    return plan.loss is not None and plan.loss.ndim > 0 and _plain(plan.loss) and plan.probabilities_out is None
+
+
 def _can_be_kept(plan: LossPlan) -> bool:
     """Whether a call has contiguous arrays, and no option that is another array or has to do with the divisor."""
     return (
-        plan.reduction != "none"
+        (plan.loss is None or _losses_can_be_kept(plan))
         and (plan.weight is None or _weights_can_be_kept(plan))
-        and plan.sample_weight is None
+        and (plan.sample_weight is None or _weights_of_rows_can_be_kept(plan))
         and plan.class_mask is None
         and plan.normalizer is None
         and plan.empty == DEFAULT_EMPTY

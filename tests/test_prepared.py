@@ -124,8 +124,9 @@ def test_kept_calls_with_mass_on_weighted_classes(shape, dtype, weight_dtype, ki
     """What is made of class weights for every class is kept with the call: other weights are another call."""
     logits, targets = problem(shape, dtype, kind)
     weight = np.random.default_rng(2).uniform(0.0, 2.0, shape[-1]).astype(weight_dtype)
-    others = weight.copy()
+    others, another = weight.copy(), weight.copy()
     others[-1] += 0.25
+    another[0] += 0.25
 
     def results(own):
         given = {"weight": own, "label_smoothing": 0.2}
@@ -135,13 +136,123 @@ def test_kept_calls_with_mass_on_weighted_classes(shape, dtype, weight_dtype, ki
 
     with monkeypatch.context() as nothing_is_kept:
         nothing_is_kept.setattr(dispatch, "keep_loss", lambda *arguments: None)
-        general = {id(own): [bits(result) for result in results(own)] for own in (weight, others)}
-    for own in (weight, others, weight, others):
+        general = {id(own): [bits(result) for result in results(own)] for own in (weight, others, another)}
+    for own in (weight, others, weight, another, others):
         assert [bits(result) for result in results(own)] == general[id(own)]
     no_general_way()
     assert [bits(result) for result in results(others.copy())] == general[id(others)]
     with pytest.raises(AssertionError, match="the general way was taken"):
         swl.cross_entropy(logits, targets, weight=weight, label_smoothing=0.2)
+
+
+OF_ROWS = [{}, {"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.1, "z_loss": 0.01}]
+
+
+@pytest.mark.parametrize("kind", ["indices", "int8", "probabilities"])
+@pytest.mark.parametrize("weight_dtype", [np.float32, np.float64, None])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 10)])
+def test_kept_calls_with_weights_and_losses_of_rows(shape, dtype, weight_dtype, kind, monkeypatch, no_general_way):
+    logits, targets = problem(shape, dtype, kind)
+    loss_dtype = np.float64 if dtype == np.float64 else np.float32
+    weight = None
+    if weight_dtype is not None:
+        weight = np.random.default_rng(2).uniform(0.5, 2.0, shape[:-1]).astype(weight_dtype)
+        weight.flat[1::5] = 0.0
+    layer = swl.SoftmaxWithLoss(reduction="none")
+
+    def all_results():
+        if layer is not None:
+            # (not kept)
+            yield (layer.forward(logits, targets), layer.backward(), layer.y)
+        for options in OF_ROWS:
+            given = {"sample_weight": weight, **options}
+            yield swl.cross_entropy(logits, targets, **given)
+            yield swl.cross_entropy_value_and_grad(logits, targets, **given)
+            place = logits.copy()
+            if options.get("reduction") == "none":
+                given["out"] = np.full(shape[:-1], 7, loss_dtype)
+            result = swl.cross_entropy_value_and_grad(place, targets, grad_out=place, n_threads=1, **given)
+            assert result.grad is place
+            assert "out" not in given or result.loss is given["out"]
+            yield result
+
+    with monkeypatch.context() as nothing_is_kept:
+        nothing_is_kept.setattr(dispatch, "keep_loss", lambda *arguments: None)
+        general = [bits(result) for result in all_results()]
+    assert [bits(result) for result in all_results()] == general, "the first calls of these shapes"
+    layer_results, *others = general
+    assert bits((layer.forward(logits, targets), layer.backward(), layer.y)) == layer_results
+    layer = None
+    no_general_way()
+    assert [bits(result) for result in all_results()] == others
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_calls_refuse_weights_of_rows_that_are_none(shape):
+    logits, targets = problem(shape, np.float32, "indices")
+    rows = shape[:-1]
+    weight = np.random.default_rng(2).uniform(0.5, 2.0, rows)
+    apart = np.repeat(weight, 2, axis=-1)[..., ::2]
+    expected = swl.cross_entropy(logits, targets, sample_weight=apart)
+    for others in (weight, weight, apart, weight.astype(">f8"), weight.tolist(), weight):
+        assert swl.cross_entropy(logits, targets, sample_weight=others) == expected
+    plain = swl.cross_entropy(logits, targets)
+    for _ in range(2):
+        np.testing.assert_allclose(swl.cross_entropy(logits, targets, sample_weight=np.ones(1)), plain, rtol=1e-14)
+    for wrong in (-1.0, np.nan, np.inf):
+        spoiled = weight.copy()
+        spoiled.flat[-1] = wrong
+        with pytest.raises(ValueError, match="sample_weight"):
+            swl.cross_entropy(logits, targets, sample_weight=spoiled)
+    assert np.isnan(swl.cross_entropy(logits, targets, sample_weight=np.zeros(rows)))
+    # weights of classes that look like those of rows
+    if len(rows) == 1:
+        square, own = np.resize(logits, (rows[0], rows[0])), targets % rows[0]
+        uneven = np.arange(1.0, rows[0] + 1)
+        results = [
+            [swl.cross_entropy(square, own, **{name: uneven}) for name in ("weight", "sample_weight")] for _ in range(2)
+        ]
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_calls_refuse_places_for_losses_of_rows(shape):
+    logits, targets = problem(shape, np.float32, "indices")
+    rows = shape[:-1]
+    out, grad = np.empty(rows, np.float32), np.empty_like(logits)
+    for _ in range(2):
+        assert swl.cross_entropy(logits, targets, reduction="none", out=out) is out
+        swl.cross_entropy_value_and_grad(logits, targets, reduction="none", grad_out=grad)
+        swl.cross_entropy(logits, targets)
+    losses = out.copy()
+    strided = np.empty((*rows[:-1], 2 * rows[-1]), np.float32)[..., ::2]
+    np.testing.assert_array_equal(swl.cross_entropy(logits, targets, reduction="none", out=strided), losses)
+    before, grad[...], out[...] = logits.copy(), 7.0, 7.0
+    out.flags.writeable = False
+    for wrong in (
+        out,
+        np.empty(rows),
+        np.empty((*rows, 1), np.float32),
+        logits.reshape(-1)[: losses.size].reshape(rows),
+    ):
+        with pytest.raises((TypeError, ValueError), match="out"):
+            swl.cross_entropy(logits, targets, reduction="none", out=wrong)
+    with pytest.raises(ValueError, match="out goes with"):
+        swl.cross_entropy(logits, targets, out=losses)
+    for inside in (grad, logits):
+        with pytest.raises(ValueError, match="out"):
+            place = inside.reshape(-1)[: losses.size].reshape(rows)
+            swl.cross_entropy_value_and_grad(logits, targets, reduction="none", grad_out=grad, out=place)
+    assert (grad == 7.0).all()
+    assert (out == 7.0).all()
+    np.testing.assert_array_equal(logits, before)
+    wrong = targets.copy()
+    wrong.flat[-1] = shape[-1]
+    with pytest.raises(IndexError, match="outside"):
+        swl.cross_entropy(logits, wrong, reduction="none", out=losses)
+    on_targets = targets.view(np.float32).reshape(-1)[: losses.size].reshape(rows)
+    np.testing.assert_array_equal(swl.cross_entropy(logits, targets, reduction="none", out=on_targets), losses)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])

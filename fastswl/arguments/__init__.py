@@ -16,6 +16,7 @@ from fastswl.arguments.arrays import (
 from fastswl.arguments.axes import axis_last, by_descending_stride, class_axes, merge_last_axes
 from fastswl.arguments.outputs import check_output, in_place_or_apart, overlaps, require_apart
 from fastswl.arguments.plan import (
+    OF_ROWS,
     REFUSED,
     LossPlan,
     OwnedBuffers,
@@ -48,6 +49,7 @@ __all__ = [
     "DEFAULT_UPSTREAM",
     "DEFAULT_Z_LOSS",
     "LOSS_DTYPE",
+    "OF_ROWS",
     "REFUSED",
     "RESULT_DTYPE",
     "Array",

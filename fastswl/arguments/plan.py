@@ -31,6 +31,8 @@ from fastswl.arguments.targets import read_targets
 
 #: what a kept call returns in place of a loss: take the way of all checks (no loss is the lowest float)
 REFUSED: Final = -sys.float_info.max
+#: what the key of a kept call ends in whose weights are those of rows
+OF_ROWS: Final = "rows"
 
 
 class LossPlan(NamedTuple):

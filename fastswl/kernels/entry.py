@@ -19,6 +19,7 @@ from fastswl.kernels.plan import (
     PROBABILITY_TARGETS,
     ROW_FACTOR_WORD,
     ROW_VALUES_WORD,
+    SAMPLE_WEIGHT_WORD,
     SOFTMAX_WORD,
     TARGETS_WORD,
     WEIGHT_WORD,
@@ -42,6 +43,7 @@ from fastswl.simd import (
     select,
     store_double,
     store_int64,
+    to_float64,
     word,
 )
 
@@ -123,30 +125,39 @@ def small_softmax(kernel, words, scratch, extent, x, out):
 
 
 @formula
-def fits_loss(plan, extent, logits, targets, grad, probabilities):
-    """Whether arrays of the shapes of a plan are places that a kernel can read and write."""
+def fits_loss(plan, extent, logits, targets, grad, other):
+    """Whether arrays of the shapes of a plan are places that a kernel can read and write; the `other` result is the softmax, or the
+    losses of rows (a plan that has these has their address from the first call on, see `keep_loss`)."""
     target, target_bytes = array_data(targets), plan.targets_inner * plan.n_inner
+    logit, place = array_data(logits), array_data(other)
 
     def result_fits():
         return usable(logits, extent, grad) & apart(target, target_bytes, array_data(grad), extent)
 
     def softmax_fits():
-        place = array_data(probabilities)
-        own = apart(array_data(logits), extent, place, extent) & apart(target, target_bytes, place, extent)
-        return readable(probabilities) & own
+        return readable(other) & apart(logit, extent, place, extent) & apart(target, target_bytes, place, extent)
+
+    def losses_fit():
+        # (of one row there is no stride)
+        n_bytes = select(plan.row_values_inner == 0, 8, plan.row_values_inner) * plan.n_inner
+        from_grad = choose(plan.out_class != 0, lambda: True, lambda: apart(array_data(grad), extent, place, n_bytes))
+        own = apart(logit, extent, place, n_bytes) & apart(target, target_bytes, place, n_bytes) & from_grad
+        return readable(other) & (array_flags(other) & ARRAY_WRITEABLE != 0) & own
 
     return (
         readable(targets)
         & choose(plan.out_class != 0, lambda: readable(logits), result_fits)
         & choose(plan.softmax_class != 0, lambda: True, softmax_fits)
+        & choose(plan.row_values != 0, lambda: True, losses_fit)
     )
 
 
 @formula
-def fill_in(words, plan, logits, targets, grad, probabilities, divisor):
+def fill_in(words, plan, logits, targets, grad, other, divisor):
     """The addresses of a loss into the words of its plan, and the factor of its gradient."""
     store_int64(words + OUT_WORD, select(plan.out_class != 0, array_data(grad), 0))
-    store_int64(words + SOFTMAX_WORD, select(plan.softmax_class != 0, array_data(probabilities), 0))
+    store_int64(words + SOFTMAX_WORD, select(plan.softmax_class != 0, array_data(other), 0))
+    store_int64(words + ROW_VALUES_WORD, select(plan.row_values != 0, array_data(other), 0))
     store_int64(words + LOGITS_WORD, array_data(logits))
     store_int64(words + TARGETS_WORD, array_data(targets))
     store_int64(words + PARTIALS_WORD, words + BEHIND_PLAN)
@@ -156,20 +167,21 @@ def fill_in(words, plan, logits, targets, grad, probabilities, divisor):
 @python_entry(
     _WORD, _WORD, _WORD, _WORD, _WORD, ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, returns=types.float64
 )
-def small_loss(kernel, words, scratch, extent, is_mean, logits, targets, grad, probabilities):
-    """Mean or sum of the loss; the gradient and the softmax, where the plan has these (else any array stands for them).
+def small_loss(kernel, words, scratch, extent, is_mean, logits, targets, grad, other):
+    """Mean or sum of the loss; the gradient, the softmax and the losses of rows, where the plan has these (else any array stands for
+    them).
 
     Without `kernel` only the plan is filled in, and the divisor comes back. REFUSED where an index is out of range, the mean has
     nothing to divide by or an array can't be used.
     """
     plan = load_plan(words)
-    if not fits_loss(plan, extent, logits, targets, grad, probabilities):
+    if not fits_loss(plan, extent, logits, targets, grad, other):
         return REFUSED
     counted = rows_that_count(plan, array_data(targets))
     if counted < 0 or (is_mean != 0 and counted == 0):
         return REFUSED
     divisor = float(counted) if is_mean != 0 else 1.0
-    fill_in(words, plan, logits, targets, grad, probabilities, divisor)
+    fill_in(words, plan, logits, targets, grad, other, divisor)
     return run_loss(kernel, words, scratch, divisor)
 
 
@@ -182,57 +194,58 @@ def run_loss(kernel, words, scratch, divisor):
     return settled(load_double(words + BEHIND_PLAN), load_double(words + BEHIND_PLAN + 8)) / divisor
 
 
+@formula
+def weight_at(source, are_float32, i):
+    """The i-th of float32 or float64 weights."""
+    wide, narrow = lambda: load_double(source + 8 * i), lambda: to_float64(load_one(FLOAT32, source + 4 * i))
+    return choose(are_float32 != 0, wide, narrow)
+
+
 @routine
 def are_same_weights(source, are_float32, n, held):
-    """Whether class weights are those that are held as float64."""
+    """Whether weights are those that are held as float64."""
     same = True
-    for c in range(n):
-        if are_float32 != 0:
-            weight = np.float64(load_one(FLOAT32, source + 4 * c))
-        else:
-            weight = load_double(source + 8 * c)
-        same = same and weight == load_double(held + 8 * c)
+    for i in range(n):
+        same = same and weight_at(source, are_float32, i) == load_double(held + 8 * i)
     return same
 
 
 @routine
 def copy_weights(source, are_float32, n, target):
-    """Class weights as float64; whether they are finite and not negative."""
-    for c in range(n):
-        if are_float32 != 0:
-            weight = np.float64(load_one(FLOAT32, source + 4 * c))
-        else:
-            weight = load_double(source + 8 * c)
+    """Weights as float64; whether they are finite and not negative."""
+    for i in range(n):
+        weight = weight_at(source, are_float32, i)
         if not (weight >= 0.0 and weight < np.inf):
             return False
-        store_double(target + 8 * c, weight)
+        store_double(target + 8 * i, weight)
     return True
 
 
 @python_entry(
-    _WORD, _WORD, _WORD, _WORD, _WORD, _WORD, _WORD,
+    _WORD, _WORD, _WORD, _WORD, _WORD, _WORD, _WORD, _WORD,
     ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, ARRAY_OBJECT, returns=types.float64,
 )  # fmt: skip
 def small_weighted_loss(
-    kernel, words, scratch, extent, is_mean, room, are_float32, logits, targets, grad, probabilities, weights
+    kernel, words, scratch, extent, is_mean, room, are_float32, of_rows, logits, targets, grad, other, weights
 ):
-    """`small_loss` with class weights (float32 or float64), of which a copy goes to `room` bytes behind the plan. Without `room` the
-    plan has them, with what is made of them for every class, and others are REFUSED."""
+    """`small_loss` with weights of classes or of rows (float32 or float64), of which a copy goes to `room` bytes behind the plan.
+    Without `room` the plan has them, with what is made of them for every class, and others are REFUSED."""
     plan = load_plan(words)
-    if not fits_loss(plan, extent, logits, targets, grad, probabilities) or not readable(weights):
+    if not fits_loss(plan, extent, logits, targets, grad, other) or not readable(weights):
         return REFUSED
     if room == 0:
         if not are_same_weights(array_data(weights), are_float32, plan.n_classes, plan.weight):
             return REFUSED
     else:
-        if not copy_weights(array_data(weights), are_float32, plan.n_classes, words + room):
+        count, place = (plan.n_inner, SAMPLE_WEIGHT_WORD) if of_rows != 0 else (plan.n_classes, WEIGHT_WORD)
+        if not copy_weights(array_data(weights), are_float32, count, words + room):
             return REFUSED
-        store_int64(words + WEIGHT_WORD, words + room)
+        store_int64(words + place, words + room)
     store_int64(words + TARGETS_WORD, array_data(targets))
     plan = load_plan(words)
     bad, high, low = scan_rows(plan, word(0), plan.n_inner)
     divisor = high + low if is_mean != 0 else 1.0
     if bad >= 0 or divisor == 0.0:
         return REFUSED
-    fill_in(words, plan, logits, targets, grad, probabilities, divisor)
+    fill_in(words, plan, logits, targets, grad, other, divisor)
     return run_loss(kernel, words, scratch, divisor)

@@ -102,9 +102,11 @@ PLAN_BYTES = 8 * len(Plan._fields)
 #: for kernels: the plan that lies at an address
 load_plan = words_at(_WORDS)
 #: where the words stand that differ between calls of the same shapes
-LOGITS_WORD, TARGETS_WORD, WEIGHT_WORD, OUT_WORD, SOFTMAX_WORD, ROW_VALUES_WORD, PARTIALS_WORD, ROW_FACTOR_WORD = (
-    8 * Plan._fields.index(name)
-    for name in ("logits", "targets", "weight", "out", "softmax", "row_values", "partials", "row_factor")
+LOGITS_WORD, TARGETS_WORD, WEIGHT_WORD, SAMPLE_WEIGHT_WORD = (
+    8 * Plan._fields.index(name) for name in ("logits", "targets", "weight", "sample_weight")
+)
+OUT_WORD, SOFTMAX_WORD, ROW_VALUES_WORD, PARTIALS_WORD, ROW_FACTOR_WORD = (
+    8 * Plan._fields.index(name) for name in ("out", "softmax", "row_values", "partials", "row_factor")
 )
 #: a place behind the words of a plan, at a multiple of 64: the partial sums of a kept call
 BEHIND_PLAN = (PLAN_BYTES + 63) // 64 * 64
