@@ -36,6 +36,33 @@ class OneRow:
             self.both()
 
 
+class ABatchWithOptions:
+    """32 rows of ten classes, with options that are arrays, or a result that is one."""
+
+    params = ("class weights, smoothing", "weights of rows", "losses of rows")
+
+    def setup(self, option):
+        self.loss = warmed(("options", option), _loss_with(option))
+
+    def time_1000_calls_of_cross_entropy(self, option):
+        for _ in range(CALLS):
+            self.loss()
+
+
+@functools.cache
+def _loss_with(option):
+    import fastswl as swl
+
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(32, 10)).astype(np.float32), rng.integers(0, 10, 32)
+    options = {
+        "class weights, smoothing": {"weight": rng.uniform(0.5, 2.0, 10), "label_smoothing": 0.1},
+        "weights of rows": {"sample_weight": rng.uniform(0.5, 2.0, 32)},
+        "losses of rows": {"reduction": "none"},
+    }
+    return functools.partial(swl.cross_entropy, logits, targets, **options[option])
+
+
 class DigitsOfALayer:
     """A batch of 128 digits: the kernel of one row is too small a part of a step to be seen in its time."""
 
