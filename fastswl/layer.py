@@ -15,6 +15,7 @@ from fastswl.arguments import (
     DEFAULT_REDUCTION,
     DEFAULT_UPSTREAM,
     DEFAULT_Z_LOSS,
+    OF_ROWS,
     REFUSED,
     RESULT_DTYPE,
     Array,
@@ -124,14 +125,20 @@ z_loss, logit_scale, softcap, class_mask, n_threads
         self._class_mask = _copy_or_none("class_mask", class_mask)
         self._n_threads = None if n_threads is None else thread_count(n_threads)
         # what a call that is kept ready is known by, None where there can be none
-        self._scalars_of_calls = None
+        self._scalars_of_calls: tuple[Any, ...] | None = None
+        # weights of classes or of rows, which such a call takes beside the arrays
+        self._weights_of_calls = self._weight if sample_weight is None else self._sample_weight
         if (
             axis is DEFAULT_AXIS
-            and weight is sample_weight is class_mask is normalizer is None
+            and (weight is None or sample_weight is None)
+            and class_mask is normalizer is None
             and empty == DEFAULT_EMPTY
         ):
             index, smoothing, name, _, _, extra, scale, cap = self._scalars
-            self._scalars_of_calls = (name, index, smoothing, extra, scale, cap)
+            scalars: tuple[Any, ...] = (name, index, smoothing, extra, scale, cap)
+            if self._weights_of_calls is not None:
+                scalars = (*scalars, self._weights_of_calls.dtype, self._weights_of_calls.shape)
+            self._scalars_of_calls = scalars if sample_weight is None else (*scalars, OF_ROWS)
         self._buffers: OwnedBuffers | None = None
         self._grad_view: Array | None = None  # class axis last; None before the first forward
         self._class_axis = 0
@@ -208,7 +215,8 @@ z_loss, logit_scale, softcap, class_mask, n_threads
         call = lazy.kept_call(key, self._n_threads)
         if call is None:
             return None
-        value = call(x, t, owned.grad, owned.probabilities)
+        weights = () if self._weights_of_calls is None else (self._weights_of_calls,)
+        value = call(x, t, owned.grad, owned.probabilities, *weights)
         if value == REFUSED:
             return None
         self._grad_view = owned.grad

@@ -188,6 +188,45 @@ def test_kept_calls_with_weights_and_losses_of_rows(shape, dtype, weight_dtype, 
     assert [bits(result) for result in all_results()] == others
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["weight", "sample_weight"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_kept_layer_with_weights(shape, dtype, name, label_smoothing, monkeypatch, no_general_way):
+    logits, targets = problem(shape, dtype, "indices")
+    of_classes = np.random.default_rng(2).uniform(0.5, 2.0, shape[-1])
+    weights = of_classes if name == "weight" else np.resize(of_classes, shape[:-1])
+    layers = [swl.SoftmaxWithLoss(**{name: own, "label_smoothing": label_smoothing}) for own in (weights, weights + 1)]
+
+    def results(layer):
+        return bits((layer.forward(logits, targets), layer.backward(), layer.y, layer.t))
+
+    with monkeypatch.context() as nothing_is_kept:
+        nothing_is_kept.setattr(dispatch, "keep_loss", lambda *arguments: None)
+        general = [results(layer) for layer in layers]
+    assert general[0] != general[1]
+    for _ in range(2):
+        assert [results(layer) for layer in layers] == general
+    no_general_way()
+    assert results(layers[1]) == general[1]
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_calls_that_come_another_way_are_kept_once(label_smoothing):
+    """Lists in place of arrays: what is kept for arrays serves."""
+    logits, targets = problem((40, 10), np.float32, "indices")
+    weight = [1.0] * 9 + [2.0]
+    expected = swl.cross_entropy(logits, targets, weight=weight, label_smoothing=label_smoothing)
+    kept = dict(lazy.prepared)
+    assert len(kept) == 2
+    for given in (weight, np.array(weight), np.array(weight, np.float32)):
+        assert swl.cross_entropy(logits, targets, weight=given, label_smoothing=label_smoothing) == expected
+    assert lazy.prepared == kept
+    others = swl.cross_entropy(logits, targets, weight=[1.0] * 10, label_smoothing=label_smoothing)
+    assert others != expected
+    assert (lazy.prepared == kept) == (label_smoothing == 0.0)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kept_calls_refuse_weights_of_rows_that_are_none(shape):
     logits, targets = problem(shape, np.float32, "indices")
