@@ -1,8 +1,8 @@
 """From a checked call to kernels: the route, the divisor, the walk, the sum of the losses.
 
 What shapes and options decide is found once (`walks.find_route`); a call fills in addresses. Calls of contiguous arrays whose
-options are numbers or class weights don't come here again: `fastswl.prepared` holds them ready. Those of one block, already the
-first time, so that a first call need not compile what only the general way uses.
+options are numbers, weights of classes or of rows don't come here again: `fastswl.prepared` holds them ready. Those of one block,
+already the first time, so that a first call need not compile what only the general way uses.
 """
 
 import functools
@@ -31,7 +31,7 @@ from fastswl.kernels.scan import SCAN_BYTES, SCAN_ROWS
 from fastswl.kernels.split import DESCRIBE, FINISH, MERGE, STRETCH_PARTS, SUM_UP
 from fastswl.kernels.targets import INDEX_CODES
 from fastswl.prepared import exact_sum, keep_loss, keep_softmax, sum_of_weights, total_of_blocks
-from fastswl.running import Storages, address_of, kernel_address, packed_plan, run_kernel
+from fastswl.running import Storages, address_of, as_words, kernel_address, packed_plan, run_kernel
 from fastswl.simd import STORAGES
 from fastswl.walks import Options, Route, find_route, pack_fixed
 
@@ -219,8 +219,7 @@ def run_loss(plan: LossPlan) -> np.float64 | None:
     others: dict[str, Any] = {"weight_total": logits.shape[-1]}
     if plan.weight is not None:
         others["weight"] = address_of(plan.weight)
-    for name, made in of_weights.items():
-        others[name] = address_of(made) if isinstance(made, np.ndarray) else made
+    others |= as_words(of_weights)
 
     divisor = _divisor(plan, arrays, route, others)
     upstream = 1.0 if isinstance(plan.upstream, np.ndarray) else plan.upstream

@@ -20,11 +20,11 @@ from fastswl.arguments import (
     DEFAULT_UPSTREAM,
     DEFAULT_Z_LOSS,
     LOSS_DTYPE,
-    OF_ROWS,
     REFUSED,
     LossPlan,
     empty_error,
     index_error,
+    key_of_weights,
     loss_plan,
 )
 
@@ -202,11 +202,9 @@ def _seen_before(
 ) -> Any:
     """Return the result for contiguous arrays of shapes and scalar options seen before, None to go the way of all checks."""
     dtype, shape = logits.dtype, logits.shape
-    if weight is not None:
-        scalars = (*scalars, weight.dtype, weight.shape)
-    elif sample_weight is not None:
-        weight = sample_weight
-        scalars = (*scalars, weight.dtype, weight.shape, OF_ROWS)
+    weights = sample_weight if weight is None else weight
+    if weights is not None:
+        scalars = (*scalars, *key_of_weights(weights.dtype, weights.shape, weight is None))
     key = (dtype, shape, targets.dtype, targets.shape, int(with_grad), scalars)
     call = lazy.prepared.get(key) if n_threads is None else lazy.kept_call(key, n_threads)
     if call is None:
@@ -225,7 +223,7 @@ def _seen_before(
             return None
     elif out is not None:
         return None
-    value = call(logits, targets, grad, losses) if weight is None else call(logits, targets, grad, losses, weight)
+    value = call(logits, targets, grad, losses) if weights is None else call(logits, targets, grad, losses, weights)
     if value == REFUSED:
         return None
     loss = np.float64(value) if losses is logits else losses

@@ -15,7 +15,6 @@ from fastswl.arguments import (
     DEFAULT_REDUCTION,
     DEFAULT_UPSTREAM,
     DEFAULT_Z_LOSS,
-    OF_ROWS,
     REFUSED,
     RESULT_DTYPE,
     Array,
@@ -24,6 +23,7 @@ from fastswl.arguments import (
     axis_last,
     check_output,
     check_upstream,
+    key_of_weights,
     loss_plan,
     loss_scalars,
     overlaps,
@@ -127,7 +127,7 @@ z_loss, logit_scale, softcap, class_mask, n_threads
         # what a call that is kept ready is known by, None where there can be none
         self._scalars_of_calls: tuple[Any, ...] | None = None
         # weights of classes or of rows, which such a call takes beside the arrays
-        self._weights_of_calls = self._weight if sample_weight is None else self._sample_weight
+        self._weights_of_calls = weights = self._sample_weight if weight is None else self._weight
         if (
             axis is DEFAULT_AXIS
             and (weight is None or sample_weight is None)
@@ -135,10 +135,9 @@ z_loss, logit_scale, softcap, class_mask, n_threads
             and empty == DEFAULT_EMPTY
         ):
             index, smoothing, name, _, _, extra, scale, cap = self._scalars
-            scalars: tuple[Any, ...] = (name, index, smoothing, extra, scale, cap)
-            if self._weights_of_calls is not None:
-                scalars = (*scalars, self._weights_of_calls.dtype, self._weights_of_calls.shape)
-            self._scalars_of_calls = scalars if sample_weight is None else (*scalars, OF_ROWS)
+            self._scalars_of_calls = (name, index, smoothing, extra, scale, cap)
+            if weights is not None:
+                self._scalars_of_calls += key_of_weights(weights.dtype, weights.shape, weight is None)
         self._buffers: OwnedBuffers | None = None
         self._grad_view: Array | None = None  # class axis last; None before the first forward
         self._class_axis = 0

@@ -17,14 +17,14 @@ from fastswl import threads
 from fastswl.arguments import (
     DEFAULT_EMPTY,
     DEFAULT_UPSTREAM,
-    OF_ROWS,
     REFUSED,
     LossPlan,
+    key_of_weights,
 )
 from fastswl.kernels.entry import small_loss, small_softmax, small_weighted_loss
 from fastswl.kernels.plan import BEHIND_PLAN, CHANGING, CHANGING_LAYOUT, Plan
 from fastswl.kernels.scan import SCAN_ROWS
-from fastswl.running import Storages, address_of, kernel_address, run_kernel_at
+from fastswl.running import Storages, address_of, as_words, kernel_address, run_kernel_at
 from fastswl.walks import Route
 
 Array = npt.NDArray[Any]
@@ -73,13 +73,11 @@ def keep_loss(storages: Storages, route: Route, plan: LossPlan, of_weights: dict
     held = of_weights if plan.loss is None else {**of_weights, "row_values": 1}
     if weight is None:
         return _keep(key, storages, route, small_loss, logits, is_mean, held=held)
+    room, n_weights = (0, 0) if of_weights else (_end_of_sums(route), weight.size)
     # the checks have made them float64 (the last dtype), whatever they were; the next call's are as the caller has them
     for dtype in WEIGHT_DTYPES:
-        key = (*key[:5], (*scalars, dtype, weight.shape, OF_ROWS) if of_rows else (*scalars, dtype, weight.shape))
-        are_float32 = int(dtype.itemsize == 4)
-        room = 0 if of_weights else _end_of_sums(route)
-        n_weights = 0 if of_weights else weight.size
-        more = is_mean, room, are_float32, int(of_rows)
+        key = (*key[:5], (*scalars, *key_of_weights(dtype, weight.shape, of_rows)))
+        more = is_mean, room, int(dtype.itemsize == 4), int(of_rows)
         call = _keep(key, storages, route, small_weighted_loss, logits, *more, n_weights=n_weights, held=held)
     return call
 
@@ -111,20 +109,18 @@ def _keep(
         prepared.clear()
     kernel = kernel_address(route.walk.name, *storages)
     words: list[Any] = [0] * CHANGING
-    others = {"weight_total": route.fields["n_classes"], **(held or {})}
-    for name, value in others.items():
-        words[Plan._fields.index(name)] = address_of(value) if isinstance(value, np.ndarray) else value
+    for name, value in {"weight_total": route.fields["n_classes"], **as_words(held or {})}.items():
+        words[Plan._fields.index(name)] = value
     packed = CHANGING_LAYOUT.pack(*words) + route.fixed
     size = _end_of_sums(route) + 8 * n_weights
-    if route.n_blocks == 1 and route.work < threads.PARALLEL_WORK and route.walk.scratch_bytes + size <= HELD_BYTES:
-        if not _GIL:
-            return None
-        call = prepared[key] = _one_block(kernel, packed, size, route, entry(), logits.nbytes, more)
-        call.held = held
-        return call
-    call = prepared[key] = _in_blocks(kernel, packed, size, route, entry(), logits.nbytes, more)
+    few_bytes = route.walk.scratch_bytes + size <= HELD_BYTES
+    is_one_block = route.n_blocks == 1 and route.work < threads.PARALLEL_WORK and few_bytes
+    if is_one_block and not _GIL:
+        return None
+    make = _one_block if is_one_block else _in_blocks
+    call = prepared[key] = make(kernel, packed, size, route, entry(), logits.nbytes, more)
     call.held = held
-    return None
+    return call if is_one_block else None
 
 
 def _holds(call: Any, held: dict[str, Any] | None) -> bool:

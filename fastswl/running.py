@@ -43,6 +43,11 @@ def address_of(array: npt.NDArray[Any]) -> int:
     return value
 
 
+def as_words(values: dict[str, Any]) -> dict[str, Any]:
+    """Return words of a plan: addresses in place of arrays, which the caller keeps."""
+    return {name: address_of(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+
 def kernel_address(walk: str, storage: str, target_storage: str | None) -> int:
     """Compile a kernel for a pair of storages, if that has not been done: its address."""
     key = (walk, storage, target_storage)

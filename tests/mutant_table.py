@@ -643,8 +643,8 @@ WHICH_WALK = [
     mutant(
         "a small call is kept ready",
         "prepared.py",
-        "        if not _GIL:\n",
-        "        if _GIL:\n",
+        "if is_one_block and not _GIL:",
+        "if is_one_block and _GIL:",
         "test_walks.py::test_a_small_call_is_kept_ready_and_gives_the_same_bits",
     ),
     mutant(
@@ -1348,8 +1348,8 @@ OPTIONS = [
     mutant(
         "a kept call holds little memory",
         "prepared.py",
-        " and route.work < threads.PARALLEL_WORK and route.walk.scratch_bytes + size <= HELD_BYTES:",
-        ":",
+        " and route.work < threads.PARALLEL_WORK and few_bytes",
+        "",
         "test_prepared.py::test_what_is_kept_holds_little_memory",
     ),
     mutant(
@@ -2459,8 +2459,8 @@ FIRST_AND_LATER_CALLS = [
     mutant(
         "kept calls: with as many weights as there are classes",
         FUNCTIONS,
-        "scalars = (*scalars, weight.dtype, weight.shape)",
-        "scalars = (*scalars, weight.dtype, logits.shape[-1:])",
+        "key_of_weights(weights.dtype, weights.shape, weight is None)",
+        "key_of_weights(weights.dtype, logits.shape[-1:], weight is None)",
         "test_prepared.py::test_kept_calls_refuse_class_weights_that_are_none",
     ),
     mutant(
@@ -2481,8 +2481,8 @@ FIRST_AND_LATER_CALLS = [
     mutant(
         "kept calls: weights of rows are those of rows",
         FUNCTIONS,
-        "weight.shape, OF_ROWS)",
-        "weight.shape)",
+        "key_of_weights(weights.dtype, weights.shape, weight is None)",
+        "key_of_weights(weights.dtype, weights.shape, False)",
         "test_prepared.py::test_kept_calls_with_weights_and_losses_of_rows",
     ),
     mutant(
@@ -2530,8 +2530,8 @@ FIRST_AND_LATER_CALLS = [
     mutant(
         "of a kept layer those of rows are those of rows",
         LAYER,
-        "scalars if sample_weight is None else (*scalars, OF_ROWS)",
-        "scalars",
+        "key_of_weights(weights.dtype, weights.shape, weight is None)",
+        "key_of_weights(weights.dtype, weights.shape, False)",
         "test_prepared.py::test_a_kept_layer_with_weights",
     ),
     mutant(

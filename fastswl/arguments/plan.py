@@ -1,7 +1,7 @@
 """The arguments of the loss, checked together and put into one plan for the kernels."""
 
 import sys
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -31,8 +31,6 @@ from fastswl.arguments.targets import read_targets
 
 #: what a kept call returns in place of a loss: take the way of all checks (no loss is the lowest float)
 REFUSED: Final = -sys.float_info.max
-#: what the key of a kept call ends in whose weights are those of rows
-OF_ROWS: Final = "rows"
 
 
 class LossPlan(NamedTuple):
@@ -71,6 +69,17 @@ class OwnedBuffers(NamedTuple):
 
     grad: Array
     probabilities: Array
+
+
+def key_of_weights(dtype: np.dtype[Any], shape: tuple[int, ...], of_rows: bool) -> tuple[Any, ...]:
+    """Return what the key of a kept call ends in that takes weights, of classes or of rows.
+
+    Examples
+    --------
+    >>> key_of_weights(np.dtype(float), (10,), True)
+    (dtype('float64'), (10,), 'rows')
+    """
+    return (dtype, shape, "rows") if of_rows else (dtype, shape)
 
 
 def empty_error() -> ValueError:
