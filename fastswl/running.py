@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fastswl import forks, threads
 from fastswl.compilation import DRIVER_SIGNATURE, compiled_address, compiled_entry, kernel_signature
+from fastswl.kernels.batch_walk import batch_walk
 from fastswl.kernels.entry import run_serial
 from fastswl.kernels.launch import COUNTER_BYTES, run_parallel
 from fastswl.kernels.panel_walks import panel_walk, tile_walk
@@ -26,6 +27,7 @@ _KERNELS = {
     "tile": tile_walk,
     "panel": panel_walk,
     "strided": panel_walk,
+    "batch": batch_walk,
     "row": row_walk,
     "long": long_walk,
     "split": split_walk,

@@ -8,8 +8,18 @@ import functools
 import itertools
 from typing import Any, NamedTuple
 
+from fastswl.kernels.batch import WINDOW, window_bytes
 from fastswl.kernels.lines import LINE_ROOM
-from fastswl.kernels.plan import CHANGING, COMPARED_CLASSES, FIXED_LAYOUT, INDEX_TARGETS, LOGSUMEXP, LOSS, Plan
+from fastswl.kernels.plan import (
+    CHANGING,
+    COMPARED_CLASSES,
+    FIXED_LAYOUT,
+    INDEX_TARGETS,
+    LOG_SOFTMAX,
+    LOGSUMEXP,
+    LOSS,
+    Plan,
+)
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES
 from fastswl.kernels.rows import TABLE_BYTES
 from fastswl.kernels.short import LONG_STEP_CLASSES, LONG_STEP_TILES, STEP_TILES
@@ -23,6 +33,14 @@ from fastswl.simd import STORAGES, VECTOR_BYTES
 PANEL_CLASSES, PANEL_CLASSES_64 = 447, 350
 #: classes up to which a row of float32 arithmetic is short, whatever its layout, and up to which it fits into registers
 SHORT_CLASSES, FEW_CLASSES = 48, 3
+#: classes from which on, and up to which, rows of contiguous classes go in batches, where arithmetic is in float32 and the options
+#: allow it (loss and gradient, softmax, loss, of what they take by tiles and one by one, two threads and past the caches: 128 classes
+#: 1.01, 1.01, 1.03; 160 0.97, 0.95, 1.02; 256 0.87, 0.85, 0.91; 512 0.83, 0.86, 0.75; 1,000 0.80, 0.89, 0.81; 2,000 0.98, 0.98, 1.0;
+#: 3,000 1.0, 1.08, 1.02)
+LEAST_BATCH_CLASSES, MOST_BATCH_CLASSES = 160, 2048
+#: exponentials of a batch whose results go past the caches, and of others (2,000 classes, loss and gradient: the other number 7 %
+#: slower past the caches, and 8 % in cache)
+BATCH_ELEMENTS, CACHED_BATCH_ELEMENTS = 16384, 32768
 #: classes of the tiles that go through the stages together, where arithmetic is in float32 and in float64 (twice as many: float64, 32
 #: to 64 classes, 4 to 9 % off; float32, 64 classes past the caches, 10 % more: results of a tile that goes alone wait for the next)
 STEP_CLASSES, STEP_CLASSES_64 = 64, 128
@@ -37,12 +55,12 @@ STRIDED_CLASSES = 2048
 SPLIT_CLASSES = 1 << 20
 #: and bytes of a thread's scratch memory that a row may take (float64 and options reach them first)
 ROW_SCRATCH_BYTES = 8 << 20
-#: exponentials of a batch of rows whose results go past the caches: two batches, and what is read and written, are to be held in the
-#: first-level cache, but what is done once a batch counts more up to so many classes (loss and gradient, two threads: 512 classes
-#: 0.119 to 0.109 ns with twice as many, 1,000 0.113 to 0.111; 2,000 0.095 to 0.104); of other rows, where four times as many are 5 to
-#: 8 % faster
-BATCH_ELEMENTS, LONG_BATCH_ELEMENTS, LARGE_BATCH_ELEMENTS = 8192, 4096, 16384
-BATCH_CLASSES = 1024
+#: exponentials of a step of the row walk whose results go past the caches: those of two steps, and what is read and written, are to be
+#: held in the first-level cache, but what is done once a step counts more up to so many classes (loss and gradient, two threads: 512
+#: classes 0.119 to 0.109 ns with twice as many, 1,000 0.113 to 0.111; 2,000 0.095 to 0.104); of other rows, where four times as many
+#: are 5 to 8 % faster
+ROW_STEP_ELEMENTS, LONG_ROW_STEP_ELEMENTS, LARGE_ROW_STEP_ELEMENTS = 8192, 4096, 16384
+ROW_STEP_CLASSES = 1024
 #: elements in a block (a thread's step, and what one partial sum of losses covers): a few dozen blocks of small work, of large work
 #: so many elements that the first and last batch of a block, which nothing overlaps, count little (1,000 classes: 0.32 to 0.26 ns)
 BLOCK_ELEMENTS, LARGE_BLOCK_ELEMENTS, BLOCKS = 16384, 131072, 64
@@ -55,7 +73,7 @@ STREAMING_BYTES = 14 << 20
 class Walk(NamedTuple):
     """Which kernel walks over the rows, and in what steps."""
 
-    name: str  # "few", "short", "tile", "panel", "strided", "row", "long" or "split"
+    name: str  # "few", "short", "tile", "panel", "strided", "batch", "row", "long" or "split"
     tile_rows: int  # rows in a step
     tile_bytes: int  # of each tile of a step of several, of each batch of rows
     scratch_bytes: int  # a thread's, without the line buffer
@@ -69,18 +87,26 @@ def choose_walk(
     row_stride: int,
     areas: int,
     plainest: str = "few",
-    batch_elements: int = BATCH_ELEMENTS,
+    in_batches: bool = False,
+    streaming: bool = False,
 ) -> Walk:
     """Choose the walk for rows of `n_classes`, whose classes and neighbours lie `class_stride` and `row_stride` bytes apart.
 
     `areas` is the number of tables of the size of the exponentials that the options need; `plainest` the walk for the fewest
-    options that has them (see `plainest_walk`). Of the row walk a step takes rows of so many `batch_elements`; no bit hangs on that.
+    options that has them (see `plainest_walk`); `in_batches` says whether the walk over batches has them. Whether results go past the
+    caches, `streaming`, says how many rows of many classes are taken together; no bit hangs on that.
     """
     layout = STORAGES[storage]
     lanes = layout.lanes
     contiguous = class_stride == layout.itemsize or n_classes == 1
     side_by_side = row_stride == layout.itemsize and not contiguous
-    if plainest != "panel" and 1 < n_classes <= SHORT_CLASSES and layout.arithmetic.bitwidth == 32:
+    in_float32 = layout.arithmetic.bitwidth == 32
+    if in_batches and contiguous and in_float32 and LEAST_BATCH_CLASSES <= n_classes <= MOST_BATCH_CLASSES:
+        elements = BATCH_ELEMENTS if streaming else CACHED_BATCH_ELEMENTS
+        tile_rows = min(lanes, elements // n_classes)
+        tile_bytes = TABLE_BYTES + tile_rows * VECTOR_BYTES * (-(-n_classes // lanes) + 1)
+        return Walk("batch", tile_rows, tile_bytes, 2 * tile_bytes + WINDOW + window_bytes(n_classes), LINE_ROOM)
+    if plainest != "panel" and 1 < n_classes <= SHORT_CLASSES and in_float32:
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
         name = "few" if plainest == "few" and n_classes <= FEW_CLASSES else "short"
         is_long = name == "few" or (contiguous and n_classes <= LONG_STEP_CLASSES)
@@ -89,7 +115,7 @@ def choose_walk(
         buffer_bytes = (tiles * lanes * 8 + 2 * LINE_BYTES) * n_classes + LINE_ROOM
         return Walk(name, tiles * lanes, tile_bytes, tiles * tile_bytes, buffer_bytes)
     most, step_classes = PANEL_CLASSES, STEP_CLASSES
-    if layout.arithmetic.bitwidth == 64:
+    if not in_float32:
         most, step_classes = PANEL_CLASSES_64, STEP_CLASSES_64
     in_panel = (contiguous or not side_by_side) and n_classes <= most
     if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
@@ -104,7 +130,10 @@ def choose_walk(
         buffer_bytes = lanes * n_classes * 8 + LINE_ROOM + lines_bytes
         name = "panel" if in_panel else "strided"
         return Walk(name, tiles * lanes, tile_bytes, tiles * tile_bytes, buffer_bytes)
-    tile_rows = min(lanes, max(1, batch_elements // n_classes))
+    elements = LARGE_ROW_STEP_ELEMENTS
+    if streaming:
+        elements = ROW_STEP_ELEMENTS if n_classes <= ROW_STEP_CLASSES else LONG_ROW_STEP_ELEMENTS
+    tile_rows = min(lanes, max(1, elements // n_classes))
     vectors = -(-n_classes // lanes)
     n_parts = -(-vectors // PART_VECTORS)
     area = VECTOR_BYTES * (min(PART_VECTORS, vectors) + 1) * n_parts * tile_rows
@@ -160,6 +189,14 @@ def tiles_go_alone(storage: str, walk: Walk, fields: dict[str, Any]) -> bool:
         and fields["logits_class"] == itemsize
         and fields.get("out_class", result_itemsize(storage)) == result_itemsize(storage)
     )
+
+
+def goes_in_batches(storage: str, options: Options, names: tuple[str, ...]) -> bool:
+    """Whether the walk over batches has what is asked for: all that calls without options want, weights, and a z_loss."""
+    if options.operation == LOSS:
+        return plainest_walk(options, names) != "panel" and options.label_smoothing == 0.0
+    # (log_softmax is made of logits, which are those of the caller)
+    return options.operation != LOG_SOFTMAX or storage == "float32"
 
 
 def plainest_walk(options: Options, names: tuple[str, ...]) -> str:
@@ -230,11 +267,11 @@ def find_route(
     n_rows = lengths[-2] * lengths[-1]
     n_elements = n_rows * shape[-1]
     streaming = n_elements * STORAGES[storage].itemsize > STREAMING_BYTES
-    batch_elements = LARGE_BATCH_ELEMENTS
-    if streaming and "out" in names:
-        batch_elements = BATCH_ELEMENTS if shape[-1] <= BATCH_CLASSES else LONG_BATCH_ELEMENTS
     strides_of_logits = fields["logits_class"], fields["logits_inner"]
-    walk = choose_walk(storage, shape[-1], *strides_of_logits, areas, plainest, batch_elements)
+    in_batches = goes_in_batches(storage, options, names)
+    walk = choose_walk(
+        storage, shape[-1], *strides_of_logits, areas, plainest, in_batches, streaming and "out" in names
+    )
     if tiles_go_alone(storage, walk, fields):
         scratch_bytes = walk.scratch_bytes * (2 if shape[-1] <= TWO_TILES_CLASSES_READ else 1)
         walk = walk._replace(name="tile", scratch_bytes=scratch_bytes)
@@ -244,7 +281,7 @@ def find_route(
     itemsize = result_itemsize(storage)
     neighbours = fields.get("out_class") == itemsize
     gathered = neighbours and lengths[-2] == 1 and fields.get("out_inner") == itemsize * shape[-1]
-    if walk.name in ("row", "long"):
+    if walk.name in ("batch", "row", "long"):
         buffered = streaming and neighbours
     elif gathered:
         # the first tile of a block has to reach the end of a line

@@ -31,6 +31,7 @@ compiles = [
 KERNELS = {
     "tile": "fastswl.kernels.panel_walks:tile_walk",
     "panel": "fastswl.kernels.panel_walks:panel_walk",
+    "batch": "fastswl.kernels.batch_walk:batch_walk",
     "row": "fastswl.kernels.row:row_walk",
     "long": "fastswl.kernels.row:long_walk",
     "short": "fastswl.kernels.short:short_walk",

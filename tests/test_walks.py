@@ -13,7 +13,7 @@ from fastswl import dispatch, lazy, prepared, running, threads, walks
 WAYS = {
     "tile": ((70, 60), -1, lambda x: x),
     "tile of sliced rows": ((70, 60), -1, lambda x: np.repeat(x, 2, axis=0)[::2]),
-    "tile alone in cache": ((70, 200), -1, lambda x: x),
+    "tile alone in cache": ((70, 150), -1, lambda x: x),
     "panel of sliced images": ((7, 19, 60), -1, lambda x: np.pad(x, ((0, 0), (0, 1), (0, 0)))[:, :19]),
     "panel backwards": ((70, 60), -1, lambda x: x[:, ::-1].copy()[:, ::-1]),
     "short": ((70, 10), -1, lambda x: x),
@@ -27,7 +27,12 @@ WAYS = {
     "few, Fortran order": ((70, 2), -1, np.asfortranarray),
     "strided": ((3, 60, 8, 16), 1, lambda x: x),
     "strided, Fortran order": ((70, 200), -1, np.asfortranarray),
-    "row": ((37, 700), -1, lambda x: x),
+    "batch": ((70, 200), -1, lambda x: x),
+    "batch of sliced rows": ((70, 447), -1, lambda x: np.repeat(x, 2, axis=0)[::2]),
+    "batch of sliced images": ((7, 19, 160), -1, lambda x: np.pad(x, ((0, 0), (0, 1), (0, 0)))[:, :19]),
+    "batch backwards": ((37, 300), -1, lambda x: x[::-1].copy()[::-1]),
+    "batch of few rows": ((37, 2048), -1, lambda x: x),
+    "row": ((17, 3000), -1, lambda x: x),
     "long rows": ((3, 9000), -1, lambda x: x),
     "row with a class axis in steps": ((5, 700), -1, lambda x: np.repeat(x, 2, axis=1)[:, ::2]),
     "split": ((2, 1100000), -1, lambda x: x),
@@ -348,9 +353,77 @@ def test_the_choice_looks_at_rows_only():
     for n_classes in (1, 2, 3, 4, 10, 48, 49, 447, 448, 4096, 4097, 8192, 131073, 1000000, 1048577):
         walk = walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1)
         assert walk.name == next(name for least, name in most.items() if n_classes <= least)
+    for n_classes, name in ((159, "panel"), (160, "batch"), (2048, "batch"), (2049, "row")):
+        assert walks.choose_walk("float32", n_classes, 4, 4 * n_classes, 1, in_batches=True).name == name
+        assert walks.choose_walk("float64", n_classes, 8, 8 * n_classes, 1, in_batches=True).name != "batch"
+        assert walks.choose_walk("float32", n_classes, 8, 8 * n_classes, 1, in_batches=True).name != "batch"
     for n_classes in (350, 351):
         walk = walks.choose_walk("float64", n_classes, 8, 8 * n_classes, 1)
         assert walk.name == ("panel" if n_classes <= 350 else "row")
+
+
+def strange_rows(n_classes):
+    """Rows for which no guess serves, far from 0, of almost one class, and with what is not a number, between others; and how much
+    they count."""
+    rng = np.random.default_rng(n_classes)
+    x = rng.normal(0.0, 2.0, (150, n_classes)).astype(np.float32)
+    x[20] += 5000.0
+    x[21] -= 900.0
+    x[22] *= 300.0
+    x[40, 7] = 60.0
+    x[41, -1] = 300.0
+    x[42, ::3] = -np.inf
+    x[43] = -np.inf
+    x[44] = -np.inf
+    x[44, 5] = 1.0
+    x[60, 3] = np.nan
+    x[61, -2] = np.inf
+    x[62, 3] = np.nan
+    x[62, -1] = np.inf
+    x[63] = np.nan
+    x[90] = 3.0
+    x[91] = -2000.0
+    targets = rng.integers(0, n_classes, 150)
+    targets[[3, 60, 61, 80]] = -100
+    targets[[40, 41, 44]] = 7, n_classes - 1, 5
+    return x, targets, rng.random(n_classes) * (rng.random(n_classes) < 0.8), rng.random(150) * (rng.random(150) < 0.9)
+
+
+@pytest.mark.parametrize("n_classes", [160, 161, 175, 176, 191, 192, 207, 250, 255, 447, 448, 509, 1023, 2048])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("streaming_bytes", [16, 14 << 20], ids=["past the caches", "in cache"])
+def test_a_batch_has_the_bits_of_rows_one_by_one(n_classes, dtype, streaming_bytes, crossovers):
+    x, targets, weight, sample_weight = strange_rows(n_classes)
+    x = x.astype(dtype)
+
+    def answers():
+        for logits in (x, x[:, ::-1].copy(), x[30:37], x[64:80].copy(), np.repeat(x, 2, axis=0)[::2]):
+            own, count = targets[: len(logits)], sample_weight[: len(logits)]
+            yield swl.softmax(logits)
+            yield swl.log_softmax(logits)
+            yield swl.logsumexp(logits)
+            yield from swl.cross_entropy_value_and_grad(logits, own)
+            yield from swl.cross_entropy_value_and_grad(logits, own, weight=weight, reduction="none")
+            yield from swl.cross_entropy_value_and_grad(logits, own, sample_weight=count, reduction="sum")
+            # (of the last no number in place of the target's exponential gives its gradient, or all of a row is 0)
+            for z_loss in (1e-3, 0.1, 1e25):
+                yield from swl.cross_entropy_value_and_grad(logits, own, weight=weight, z_loss=z_loss)
+            yield swl.cross_entropy(logits, own, reduction="none")
+            in_place = logits.copy()
+            yield swl.softmax(in_place, out=in_place)
+            in_place = logits.copy()
+            yield swl.log_softmax(in_place, out=in_place)
+            apart = np.full((len(logits), n_classes + 3), 7, dtype)
+            swl.softmax(logits, out=apart[:, 1:-2])
+            yield apart
+            yield swl.softmax(logits, out=np.empty_like(logits, order="F"))
+
+    crossovers("STREAMING_BYTES", streaming_bytes)
+    together = list(answers())
+    crossovers("MOST_BATCH_CLASSES", 0)
+    crossovers("PANEL_CLASSES", 0)
+    for batch, alone in zip(together, answers(), strict=True):
+        np.testing.assert_array_equal(batch, alone)
 
 
 @pytest.mark.parametrize("shape", [(70, 10), (37, 200), (37, 700), (17, 4096)])

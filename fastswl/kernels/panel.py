@@ -70,6 +70,7 @@ from fastswl.kernels.rows import (
     TARGET_GRADIENT,
     TOP,
     describe_tile,
+    others_at_target,
     smoothing_unit,
 )
 from fastswl.kernels.spread import fill_masked_of_tile, put_weights, spread_of_tile
@@ -500,16 +501,6 @@ def made_by_weights(storage, plan, table):
     placed = load_wide(storage, table + PLACED)
     absent = load_wide(storage, table + CLASS) < 0.0
     return ((moves == 0) | (at == plan.weight_vector)) & ~any_lane((placed != placed) & ~absent)
-
-
-@formula
-def others_at_target(storage, table):
-    """What stands in place of the target's exponential, so that y - t is computed like all others: the sum of the others, negative."""
-    rest = load_wide(storage, table + REST) + load_wide(storage, table + REST_LOW)
-    # (a target of -inf pulls at nothing; of a class without weight the gradient is not -0)
-    nothing = (load_wide(storage, table + APART) == -np.inf) & (rest == rest)
-    nothing = nothing | (load_wide(storage, table + SCALE) == 0.0)
-    store_wide(storage, table + TARGET_GRADIENT, select(nothing, splat_like(rest, 0.0), 0.0 - rest))
 
 
 @formula

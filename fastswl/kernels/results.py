@@ -67,6 +67,7 @@ from fastswl.simd import (
     load_one,
     narrow,
     result_of,
+    same_storage,
     select,
     splat_like,
     store_one,
@@ -83,6 +84,16 @@ def results_are_general(target_storage, plan):
     if target_storage is None:
         return None
     return (plan.operation == LOSS) & (spread_wanted(plan) | (capped(plan) & ~slopes_on_the_way(plan)))
+
+
+@formula
+def results_in_place(storage, target_storage, plan):
+    """Whether exponentials of a part go where its results do, which stay in the cache, and are scaled there: scratch memory takes no
+    room, and what has to come to the first-level cache to be written comes while they are computed."""
+    if target_storage is not None or not same_storage(storage, arithmetic_of(storage)):
+        return False
+    neighbours = plan.out_class == itemsize(storage)
+    return (plan.out != 0) & (plan.out != plan.logits) & (plan.streaming == 0) & neighbours
 
 
 @formula

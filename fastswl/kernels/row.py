@@ -19,7 +19,7 @@ from fastswl.kernels.plan import (
     steps_of_outer,
 )
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES, parts_of
-from fastswl.kernels.results import finish_part, no_results
+from fastswl.kernels.results import finish_part, no_results, results_in_place
 from fastswl.kernels.rows import (
     AGAIN,
     REPEATED,
@@ -36,14 +36,11 @@ from fastswl.kernels.rows import (
 from fastswl.simd import (
     VECTOR_BYTES,
     arithmetic_of,
-    formula,
     greatest,
-    itemsize,
     lanes,
     least,
     load_double,
     result_of,
-    same_storage,
     store_double,
     store_wide,
     wide_zero,
@@ -172,16 +169,6 @@ def row_tile(
             if settle_rows(arithmetic, plan, here):
                 again = mark_rows(arithmetic, plan, here, count)
         finished = True
-
-
-@formula
-def results_in_place(storage, target_storage, plan):
-    """Whether exponentials of a part go where its results do, which stay in the cache, and are scaled there: scratch memory takes no
-    room, and what has to come to the first-level cache to be written comes while they are computed."""
-    if target_storage is not None or not same_storage(storage, arithmetic_of(storage)):
-        return False
-    neighbours = plan.out_class == itemsize(storage)
-    return (plan.out != 0) & (plan.out != plan.logits) & (plan.streaming == 0) & neighbours
 
 
 @block_kernel

@@ -515,6 +515,16 @@ def store_factors(storage, table, sums, mass):
     store_wide(storage, table + TARGET_GRADIENT, select(struck, zero, at_target))
 
 
+@formula
+def others_at_target(storage, table):
+    """What stands in place of the target's exponential, so that y - t is computed like all others: the sum of the others, negative."""
+    rest = load_wide(storage, table + REST) + load_wide(storage, table + REST_LOW)
+    # (a target of -inf pulls at nothing; of a class without weight the gradient is not -0)
+    nothing = (load_wide(storage, table + APART) == -np.inf) & (rest == rest)
+    nothing = nothing | (load_wide(storage, table + SCALE) == 0.0)
+    store_wide(storage, table + TARGET_GRADIENT, select(nothing, splat_like(rest, 0.0), 0.0 - rest))
+
+
 @routine
 def finish_rows(storage, plan, table):
     """From the sums of each row to its loss, the factors of its gradient, and its log-sum."""

@@ -74,7 +74,7 @@ from fastswl.simd.memory import (
 )
 from fastswl.simd.operators import splat
 from fastswl.simd.symbols import Running, SideBySide, choose, formula, joined, parted, steps, when
-from fastswl.simd.tiles import columns_in_group, interleave, separate, transpose_in, transpose_out
+from fastswl.simd.tiles import columns_in_group, interleave, pair_up, separate, transpose_in, transpose_out
 from fastswl.simd.types import (
     FLOAT32,
     FLOAT64,
@@ -156,6 +156,7 @@ __all__ = [
     "log2_of",
     "look_up_in",
     "narrow",
+    "pair_up",
     "parted",
     "polynomial",
     "power_of_two",

@@ -49,6 +49,23 @@ def _transpose_groups(builder, vectors):
     return vectors
 
 
+@intrinsic(prefer_literal=True)
+def pair_up(typingctx, a, b, distance):
+    """The step of a reduction over the lanes of two vectors at once: of each 2 `distance` lanes (a literal) of either the first half,
+    those of `a` before those of `b`, and of each the second half."""
+    step = distance.literal_value
+
+    def codegen(context, builder, sig, args):
+        firsts = [first for first in range(0, a.lanes, 2 * step)]
+        halves = []
+        for half in (0, step):
+            order = [start + half + i for first in firsts for start in (first, a.lanes + first) for i in range(step)]
+            halves += [builder.shuffle_vector(*args[:2], ir.Constant(ir.VectorType(I32, len(order)), order[: a.lanes]))]
+        return context.make_tuple(builder, sig.return_type, halves)
+
+    return types.UniTuple(a, 2)(a, b, distance), codegen
+
+
 def _pick(builder, vectors, order):
     """Lanes of several vectors end to end, in the given order."""
     count = len(order)
