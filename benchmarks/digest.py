@@ -68,12 +68,13 @@ class Group(NamedTuple):
     sizes: tuple[tuple[int, int], ...]  # rows, classes
 
 
-#: short: up to 48 classes without options (float64: none); panel: up to 447 (float64: 350); row: more, long: more than
-#: 4,096 (2,048); split: from a million on
+#: short: up to 48 classes without options (float64: none); panel: up to 447 (float64: 350); batch: 160 to 2,048 without
+#: options (float64: none); row: more, long: more than 4,096 (2,048); split: from a million on
 GROUPS = (
     Group("float32 panel", "float32", "rows", ((1, 1), (5, 2), (37, 3), (128, 10), (37, 60), (33, 300))),
     Group("float32 large", "float32", "rows", ((6001, 10), (601, 127), (60, 1000))),
-    Group("float32 row", "float32", "rows", ((7, 641), (33, 700), (5, 1000), (3, 5001))),
+    Group("float32 batch", "float32", "rows", ((7, 160), (37, 447), (19, 509), (18, 1000), (5, 2048))),
+    Group("float32 row", "float32", "rows", ((7, 641), (33, 700), (5, 1000), (4, 3001), (3, 5001))),
     Group("float32 split", "float32", "rows", ((1, 1_048_577),)),
     Group("float32 columns", "float32", "columns", ((1, 7), (37, 3), (35, 21), (20, 60), (20, 200))),
     Group("float32 strided", "float32", "strided", ((37, 5), (9, 700))),
@@ -81,7 +82,7 @@ GROUPS = (
     Group("float64 panel", "float64", "rows", ((1, 1), (37, 3), (128, 10), (17, 100))),
     Group("float64 row", "float64", "rows", ((7, 385), (5, 1000), (2, 5001))),
     Group("float64 columns", "float64", "columns", ((37, 3), (20, 200))),
-    Group("float16 panel", "float16", "rows", ((37, 3), (35, 21), (19, 100))),
+    Group("float16 panel", "float16", "rows", ((37, 3), (35, 21), (19, 100), (18, 250))),
     Group("bfloat16 row", "bfloat16", "rows", ((7, 641), (5, 1000))),
 )
 #: (limit, bits) of the logits: near, ordinary, wide, far from 0

@@ -115,7 +115,7 @@ EDGE = TOPS + BATCH_ROWS * VECTOR_BYTES
 WINDOWS, MAGIC, LOWEST, WINDOW = range(EDGE + 3 * VECTOR_BYTES, EDGE + 7 * VECTOR_BYTES, VECTOR_BYTES)
 
 
-def window_bytes(n_classes):
+def window_bytes(n_classes: int) -> int:
     """Of the window: a number for each class before its middle and behind it, and what a vector reaches beyond."""
     return 8 * n_classes + 3 * VECTOR_BYTES
 
@@ -259,7 +259,7 @@ class Row:
         """`work` on all vectors of the row, in order: some from the i-th on, of which the last may be at the edge. Now and then what
         is `between`, which is told how many have been done, and how many come next at most."""
         # (whole pairs)
-        together = greatest(vectors_side_by_side(VECTORS_SIDE_BY_SIDE), 2)
+        together = max(vectors_side_by_side(VECTORS_SIDE_BY_SIDE), 2)
         grouped = self.whole & -together
         for first in steps(0, grouped, INTERLEAVED):
             between(first, INTERLEAVED)
