@@ -131,7 +131,8 @@ WALKS = {
     "short": "GBM",
     "short, images": "segmentation",
     "panel": "65536 rows of 100",
-    "row": "1000 classes",
+    "batch": "1000 classes",
+    "row": "8 rows of 3000",
     "split": "one row of 1100000",
 }
 

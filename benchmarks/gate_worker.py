@@ -25,7 +25,8 @@ WALKS = {
     "short": "2048 rows of 10",
     "panel": "256 rows of 100",
     "strided": "picture of 24 x 24",
-    "row": "24 rows of 1000",
+    "batch": "24 rows of 1000",
+    "row": "8 rows of 3000",
     "split": "one row of 1100000",
     "small call": "one row",
 }
@@ -35,7 +36,8 @@ ROWS = (
     ("short", 21, "F"),
     ("panel", 100, "C"),
     ("strided", 100, "F"),
-    ("row", 1000, "C"),
+    ("batch", 1000, "C"),
+    ("row", 3000, "C"),
     ("split", 1_100_000, "C"),
 )
 
@@ -70,14 +72,14 @@ def cases(quick: bool) -> list[Case]:
     ]
     if quick:
         return found
-    for walk in ("short", "panel", "row"):
+    for walk in ("short", "panel", "batch", "row"):
         shape = WALKS[walk]
         found += [Case(walk, operation, shape) for operation in ("log_softmax", "logsumexp")]
         found += [Case(walk, "loss_and_grad", shape, dtype) for dtype in ("float16", "bfloat16")]
         found.append(Case(walk, "loss_and_grad", shape, soft=True))
         found += [Case(walk, "loss_and_grad", shape, options=(option,)) for option in problems.OPTIONS]
     # beyond the caches, where results are streamed, in two threads
-    large = {"short": "10 classes", "panel": "100 classes", "row": "1000 classes", "split": "one row of 1100000"}
+    large = {"short": "10 classes", "panel": "100 classes", "batch": "1000 classes", "split": "one row of 1100000"}
     found += [
         Case(walk, operation, shape, threads=2)
         for walk, shape in large.items()

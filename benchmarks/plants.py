@@ -59,7 +59,8 @@ def _in_walk_over_tiles(walk: str, end_of_step: str, tiles: str, steps: int) -> 
 
 
 _END_OF_SHORT_STEP = "        if plan.partials != 0:\n            store_partial(arithmetic, plan, scratch, block)\n"
-_END_OF_BATCH = "                finish_rows(storage, plan, here)\n"
+_END_OF_ROW_STEP = "                finish_rows(storage, plan, here)\n"
+_END_OF_BATCH = "            finish_rows(arithmetic, plan, table)\n"
 _SPLIT_STEP = "        split_step(storage, target_storage, plan, scratch, unit, n_parts)\n"
 
 
@@ -88,13 +89,32 @@ SLOW = (
         "strided", "            end = least(inner + step_rows, plan.n_inner)\n", "(step_rows // rows)", 149
     ),
     Plant(
+        "batch",
+        (
+            ("kernels/batch_walk.py", "import block_kernel\n", "import block_kernel, routine\n"),
+            ("kernels/batch_walk.py", "import describe_tile,", "import AGAIN, describe_tile,"),
+            (
+                "kernels/batch_walk.py",
+                "import arithmetic_of, least, word\n",
+                "import arithmetic_of, least, store_double, word\n",
+            ),
+            _with_idle("kernels/batch_walk.py"),
+            (
+                "kernels/batch_walk.py",
+                _END_OF_BATCH,
+                _END_OF_BATCH + "            planted(scratch + AGAIN, plan.n_classes * count // 16 * {steps} // 64)\n",
+            ),
+        ),
+        121,
+    ),
+    Plant(
         "row",
         (
             _with_idle("kernels/row.py", "\n@routine\ndef row_tile("),
             (
                 "kernels/row.py",
-                _END_OF_BATCH,
-                _END_OF_BATCH
+                _END_OF_ROW_STEP,
+                _END_OF_ROW_STEP
                 + "                planted(scratch + AGAIN, vectors_of(storage, plan.n_classes) * count * {steps} // 64)\n",
             ),
         ),

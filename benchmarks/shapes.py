@@ -69,6 +69,7 @@ SHAPES = {
         Shape("256 rows of 100", (256, 100)),
         Shape("picture of 24 x 24", (1, 100, 24, 24), axis=1),
         Shape("24 rows of 1000", (24, 1000)),
+        Shape("8 rows of 3000", (8, 3000)),
         Shape("one row of 1100000", (1, 1_100_000)),
         # at least four times a last cache of 32 MB in float32, by the number of classes
         Shape("2 classes", (24_000_000, 2)),
