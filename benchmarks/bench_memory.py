@@ -9,7 +9,7 @@ CALLS = {
     "short": ("loss_and_grad", "GBM", {}),
     "short, images": ("loss_and_grad", "segmentation", {}),
     "panel": ("loss_and_grad", "65536 rows of 100", {}),
-    "row": ("loss_and_grad", "1000 classes", {}),
+    "batch": ("loss_and_grad", "1000 classes", {}),
     "split": ("loss_and_grad", "one row of 1100000", {}),
     "float16": ("loss_and_grad", "GBM", {"dtype": "float16"}),
     "probabilities": ("loss_and_grad", "GBM", {"soft": True}),

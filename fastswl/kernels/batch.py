@@ -17,17 +17,15 @@ from fastswl.kernels.block import FAR_32, FAR_AHEAD, fill_numbers, larger, small
 from fastswl.kernels.lines import (
     Results,
     finish_in_place,
+    result_at,
     store_part,
     vectors_in,
     vectors_of,
-    write_head,
-    write_tail,
-    write_vectors_here,
 )
 from fastswl.kernels.merge import largest_is_most
 from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, LEFT_OUT_BELOW, WRONG_GUESSES
 from fastswl.kernels.plan import LOG_SOFTMAX, LOSS, logits_of_row, results_of_row
-from fastswl.kernels.results import no_results, results_in_place
+from fastswl.kernels.results import results_in_place
 from fastswl.kernels.rows import (
     AGAIN,
     APART,
@@ -71,7 +69,6 @@ from fastswl.simd import (
     first_lane,
     fma,
     formula,
-    greatest,
     itemsize,
     lane,
     lane_numbers,
@@ -82,6 +79,7 @@ from fastswl.simd import (
     load_integer,
     load_one,
     load_wide,
+    log2_of,
     narrow,
     pair_up,
     prefetch,
@@ -94,6 +92,7 @@ from fastswl.simd import (
     store_double,
     store_integers,
     store_one,
+    store_streaming,
     store_wide,
     to_float64,
     vectors_side_by_side,
@@ -325,7 +324,8 @@ def guessed_rows(storage, plan, table, before, memory, batch, batch_before, out_
             one(row, lambda first, count: None)
 
     def while_writing():
-        for row in steps(0, greatest(batch.count, batch_before.count)):
+        # (of a block only the last batch has fewer rows)
+        for row in steps(0, batch_before.count):
             out = RowOut(storage, plan, before, batch_before, out_before, line, begin, end, row)
             choose(row < batch.count, out.write_all, functools.partial(one, row, out.write))
             out.close()
@@ -605,30 +605,73 @@ def result_of_row(storage, plan, table, batch, out, row):
 
 
 class RowOut:
-    """For formulas: the results of one row on their way past the caches; none past the last."""
+    """For formulas: the results of one row on their way past the caches, as `Results` go: in whole vectors, of which one that begins
+    in a row and ends in the next is put together at `line`. (Without what rows need that are shorter than a vector.)"""
 
     def __init__(self, storage, plan, table, batch, out, line, begin, end, row):
-        self.results = result_of(storage)
+        self.storage, self.arithmetic, self.plan = result_of(storage), arithmetic_of(storage), plan
+        self.size, self.rows, self.line = itemsize(self.storage), lanes(storage), line
+        self.done = result_of_row(storage, plan, table, batch, out, row)
+        place, unit = self.done.target, self.rows * self.size
+        self.begin, self.end = (
+            select(begin == 0, own, all_rows) for own, all_rows in ((place, begin), (self.done.end, end))
+        )
+        # numbers before the first whole vector
+        self.first = (-place & (unit - 1)) >> log2_of(self.size)
+        self.n_vectors = vectors_in(storage, plan.n_classes - self.first)
+        when(self.first != 0, self.finish_vector)
 
-        def of_row():
-            done = result_of_row(storage, plan, table, batch, out, row)
-            own_begin, own_end = select(begin == 0, done.begin, begin), select(begin == 0, done.end, end)
-            return done._replace(line=line, begin=own_begin, end=own_end)
+    def result(self, number, is_log):
+        return result_at(self.arithmetic, self.done._replace(scaled=not is_log), number)
 
-        self.done = choose(row < batch.count, lambda: no_results(arithmetic_of(storage), None), of_row)
-        self.written = write_head(self.results, self.done)
-        self.n_vectors = vectors_in(self.results, self.done.n - self.written)
+    def any_result(self, number):
+        return choose(self.done.scaled, lambda: self.result(number, True), lambda: self.result(number, False))
+
+    def write_numbers(self, place, source, n):
+        """Some numbers, one by one."""
+        for i in steps(0, n):
+            store_one(self.storage, place + self.size * i, load_one(self.storage, source + self.size * i))
+
+    def finish_vector(self):
+        """The vector that this row begins in."""
+        before = self.rows - self.first
+        vector = self.done.target - self.size * before
+        at = self.line + self.size * before
+        store(self.storage, at, self.any_result(0))
+        choose(
+            vector < self.begin,
+            lambda: store_streaming(self.storage, vector, load(self.storage, self.line)),
+            lambda: self.write_numbers(self.done.target, at, self.first),
+        )
 
     def write(self, first, count):
-        """So many vectors, or what there is of them."""
-        first_number = self.written + first * lanes(self.results)
-        write_vectors_here(self.results, self.done, first_number, least(count, self.n_vectors - first))
+        """So many vectors, or what there is of them. (Chosen before the loop: LLVM left it inside, 13 instructions for 8.)"""
+        count = least(count, self.n_vectors - first)
+        unit = self.rows * self.size
+        offset = self.first + self.rows * first
+        place, ahead = self.done.target + self.size * offset, self.done.ahead + self.size * offset
+
+        def vectors(is_log):
+            for i in steps(0, count):
+                prefetch_second_level(ahead + unit * i)
+                store_streaming(self.storage, place + unit * i, self.result(offset + self.rows * i, is_log))
+
+        choose(self.done.scaled, lambda: vectors(True), lambda: vectors(False))
 
     def write_all(self):
         self.write(0, self.n_vectors)
 
     def close(self):
-        write_tail(self.results, self.done, self.written + self.n_vectors * lanes(self.results))
+        """What is left waits for the next row, but for the last."""
+        n = self.plan.n_classes
+        rest = n - self.first - self.rows * self.n_vectors
+
+        def keep():
+            store(self.storage, self.line + self.size * (rest - self.rows), self.any_result(n - self.rows))
+            is_last = self.done.end == self.end
+            when(is_last, lambda: self.write_numbers(self.end - self.size * rest, self.line, rest))
+
+        when(rest != 0, keep)
 
 
 @routine
