@@ -13,15 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fastswl.compilation import routine
-from fastswl.kernels.block import FAR_32, FAR_AHEAD, fill_numbers, larger, smaller
-from fastswl.kernels.lines import (
-    Results,
-    finish_in_place,
-    result_at,
-    store_part,
-    vectors_in,
-    vectors_of,
-)
+from fastswl.kernels.batch_results import RowOut, write_rows
+from fastswl.kernels.block import FAR_32, FAR_AHEAD, larger, smaller
+from fastswl.kernels.lines import vectors_in, vectors_of
 from fastswl.kernels.merge import largest_is_most
 from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, LEFT_OUT_BELOW, WRONG_GUESSES
 from fastswl.kernels.plan import LOG_SOFTMAX, LOSS, logits_of_row, results_of_row
@@ -32,27 +26,18 @@ from fastswl.kernels.rows import (
     APART_LOW,
     CLASS,
     GUESS,
-    INVERSE,
-    INVERSE_LOW,
     LEFT_OUT,
     LINE,
-    LOG_SUM,
-    PLACED,
     PLACES,
     POWER,
     REFERENCE,
     REFERENCE_LOW,
     REST,
     REST_LOW,
-    ROW_WEIGHT,
-    SCALE,
-    SCALE_LOW,
     SHIFT,
     TABLE_BYTES,
-    TARGET_GRADIENT,
     TOP,
     UNITS,
-    others_at_target,
 )
 from fastswl.kernels.stream import INTERLEAVED
 from fastswl.simd import (
@@ -67,7 +52,6 @@ from fastswl.simd import (
     as_floats,
     choose,
     first_lane,
-    fma,
     formula,
     itemsize,
     lane,
@@ -79,12 +63,10 @@ from fastswl.simd import (
     load_integer,
     load_one,
     load_wide,
-    log2_of,
     narrow,
     pair_up,
     prefetch,
     prefetch_second_level,
-    result_of,
     select,
     splat_like,
     steps,
@@ -92,7 +74,6 @@ from fastswl.simd import (
     store_double,
     store_integers,
     store_one,
-    store_streaming,
     store_wide,
     to_float64,
     vectors_side_by_side,
@@ -516,212 +497,3 @@ def largest_left_out(storage, plan, table, memory, batch, guessed):
         return True
 
     return choose(any_lane(most), lambda: False, leave_out)
-
-
-@routine
-def prepare_results(storage, plan, table, batch):
-    """From the sums of each row to what its results are made with, in the arithmetic type; and what stands in place of the target's
-    exponential."""
-    prepared_results(storage, plan, table, batch)
-
-
-@formula
-def prepared_results(storage, plan, table, batch):
-    arithmetic = arithmetic_of(storage)
-
-    def line(what):
-        return load_wide(arithmetic, table + what)
-
-    units = exp2_whole(FLOAT64, line(UNITS) - line(POWER))
-
-    def keep(factor, factor_low, units):
-        # (rounded first: the digits that factors in other units have)
-        for place, value in ((PLACED, factor), (PLACED + VECTOR_BYTES, factor_low)):
-            store(arithmetic, table + place, narrow(arithmetic, value) * narrow(arithmetic, units))
-
-    def target_of(row):
-        return batch.target_of(row) + itemsize(arithmetic) * load_integer(table + PLACES + 4 * row, 32, True)
-
-    def of_loss():
-        keep(line(SCALE), line(SCALE_LOW), units)
-        placed = choose(plan.z_loss != 0.0, of_others, of_all)
-        store(arithmetic, table + LEFT_OUT, narrow(arithmetic, placed / units))
-        for row in steps(0, batch.count):
-            number = load_one(arithmetic, table + LEFT_OUT + 4 * row)
-            put = functools.partial(store_one, arithmetic, target_of(row), number)
-            when(load_double(table + CLASS + 8 * row) >= 0.0, put)
-        when(plan.z_loss != 0.0, where_nothing_serves)
-
-    def of_others():
-        others_at_target(arithmetic, table)
-        return line(TARGET_GRADIENT)
-
-    def of_all():
-        # (as in `place_target`)
-        value = line(TARGET_GRADIENT) / (line(SCALE) + line(SCALE_LOW))
-        serves = (value == 0.0) | ((absolute(value) < 1e30) & (absolute(value) > 1e-18)) | (line(CLASS) < 0.0)
-        store_wide(arithmetic, table + AGAIN, select(serves, wide_zero(arithmetic), wide_zero(arithmetic) + 1.0))
-        return value
-
-    def where_nothing_serves():
-        for row in steps(0, batch.count):
-
-            def in_place(row=row):
-                finish_in_place(arithmetic, result_of_row(storage, plan, table, batch, 0, row), 0)
-                gradient = load_double(table + TARGET_GRADIENT + 8 * row)
-                store_one(arithmetic, target_of(row), gradient)
-                store_one(arithmetic, table + PLACED + 4 * row, 1.0)
-                store_one(arithmetic, table + PLACED + VECTOR_BYTES + 4 * row, 0.0)
-
-            when(load_double(table + AGAIN + 8 * row) != 0.0, in_place)
-
-    way = select(plan.operation == LOSS, 2, select(plan.operation == LOG_SOFTMAX, 1, 0))
-    choose(
-        way,
-        lambda: keep(line(INVERSE), line(INVERSE_LOW), units),
-        lambda: keep(line(REFERENCE) + line(SHIFT), line(LOG_SUM), wide_zero(storage) + 1.0),
-        of_loss,
-    )
-
-
-@formula
-def result_of_row(storage, plan, table, batch, out, row):
-    """The results of one row, which go to `out`; log_softmax are made of the logits."""
-    arithmetic, results = arithmetic_of(storage), result_of(storage)
-    n = plan.n_classes
-    zero = narrow(arithmetic, wide_zero(arithmetic))
-    is_log = plan.operation == LOG_SOFTMAX
-    source = select(is_log, batch.logits + batch.logits_step * row, batch.target_of(row))
-    place = out + plan.out_inner * row
-    factor, factor_low = (
-        splat_like(zero, load_one(arithmetic, table + PLACED + behind + 4 * row)) for behind in (0, VECTOR_BYTES)
-    )
-    ignored = (plan.operation == LOSS) & (load_double(table + ROW_WEIGHT + 8 * row) == 0.0)
-    when(ignored, lambda: fill_numbers(arithmetic, source, n, zero))
-    # what this thread reads next: the same row two batches on (the next is being read while these are written)
-    ahead = batch.logits + batch.logits_step * (2 * plan.tile_rows + row)
-    end = place + itemsize(results) * n
-    return Results(source, place, n, ~is_log, factor, factor_low, *[None] * 6, 0, place, end, ahead)
-
-
-class RowOut:
-    """For formulas: the results of one row on their way past the caches, as `Results` go: in whole vectors, of which one that begins
-    in a row and ends in the next is put together at `line`. (Without what rows need that are shorter than a vector.)"""
-
-    def __init__(self, storage, plan, table, batch, out, line, begin, end, row):
-        self.storage, self.arithmetic, self.plan = result_of(storage), arithmetic_of(storage), plan
-        self.size, self.rows, self.line = itemsize(self.storage), lanes(storage), line
-        self.done = result_of_row(storage, plan, table, batch, out, row)
-        place, unit = self.done.target, self.rows * self.size
-        self.begin, self.end = (
-            select(begin == 0, own, all_rows) for own, all_rows in ((place, begin), (self.done.end, end))
-        )
-        # numbers before the first whole vector
-        self.first = (-place & (unit - 1)) >> log2_of(self.size)
-        self.n_vectors = vectors_in(storage, plan.n_classes - self.first)
-        when(self.first != 0, self.finish_vector)
-
-    def result(self, number, is_log):
-        return result_at(self.arithmetic, self.done._replace(scaled=not is_log), number)
-
-    def any_result(self, number):
-        return choose(self.done.scaled, lambda: self.result(number, True), lambda: self.result(number, False))
-
-    def write_numbers(self, place, source, n):
-        """Some numbers, one by one."""
-        for i in steps(0, n):
-            store_one(self.storage, place + self.size * i, load_one(self.storage, source + self.size * i))
-
-    def finish_vector(self):
-        """The vector that this row begins in."""
-        before = self.rows - self.first
-        vector = self.done.target - self.size * before
-        at = self.line + self.size * before
-        store(self.storage, at, self.any_result(0))
-        choose(
-            vector < self.begin,
-            lambda: store_streaming(self.storage, vector, load(self.storage, self.line)),
-            lambda: self.write_numbers(self.done.target, at, self.first),
-        )
-
-    def write(self, first, count):
-        """So many vectors, or what there is of them. (Chosen before the loop: LLVM left it inside, 13 instructions for 8.)"""
-        count = least(count, self.n_vectors - first)
-        unit = self.rows * self.size
-        offset = self.first + self.rows * first
-        place, ahead = self.done.target + self.size * offset, self.done.ahead + self.size * offset
-
-        def vectors(is_log):
-            for i in steps(0, count):
-                prefetch_second_level(ahead + unit * i)
-                store_streaming(self.storage, place + unit * i, self.result(offset + self.rows * i, is_log))
-
-        choose(self.done.scaled, lambda: vectors(True), lambda: vectors(False))
-
-    def write_all(self):
-        self.write(0, self.n_vectors)
-
-    def close(self):
-        """What is left waits for the next row, but for the last."""
-        n = self.plan.n_classes
-        rest = n - self.first - self.rows * self.n_vectors
-
-        def keep():
-            store(self.storage, self.line + self.size * (rest - self.rows), self.any_result(n - self.rows))
-            is_last = self.done.end == self.end
-            when(is_last, lambda: self.write_numbers(self.end - self.size * rest, self.line, rest))
-
-        when(rest != 0, keep)
-
-
-@routine
-def write_rows(storage, plan, table, batch, out, line, begin, end):
-    """The results of a batch go out past the caches."""
-    rows_written(storage, plan, table, batch, out, line, begin, end)
-
-
-@formula
-def rows_written(storage, plan, table, batch, out, line, begin, end):
-    for row in steps(0, batch.count):
-        out_of_row = RowOut(storage, plan, table, batch, out, line, begin, end, row)
-        out_of_row.write_all()
-        out_of_row.close()
-
-
-@routine
-def store_results(storage, plan, table, batch, out):
-    """The results of a batch through the caches."""
-    results_stored(storage, plan, table, batch, out)
-
-
-@formula
-def results_stored(storage, plan, table, batch, out):
-    arithmetic, results = arithmetic_of(storage), result_of(storage)
-    rows, whole = lanes(storage), vectors_in(storage, plan.n_classes)
-    past_whole = plan.n_classes - rows
-    for row in steps(0, batch.count):
-        done = result_of_row(storage, plan, table, batch, out, row)
-
-        def result(number, done=done):
-            e = load(arithmetic, done.source + itemsize(arithmetic) * number)
-            return choose_result(plan, e, done)
-
-        def make(to, place, result=result):
-            # (before what it overlaps has been changed)
-            last = result(past_whole)
-            for i in steps(0, whole):
-                store(to, place + itemsize(to) * rows * i, result(rows * i))
-            store(to, place + itemsize(to) * past_whole, last)
-
-        def one_by_one(row=row, done=done, make=make):
-            own = batch.target_of(row)
-            make(arithmetic, own)
-            store_part(results, own, done.target, plan.out_class, plan.n_classes)
-
-        choose(plan.out_class == itemsize(results), one_by_one, functools.partial(make, results, done.target))
-
-
-def choose_result(plan, e, done):
-    return choose(
-        done.scaled, lambda: (e - done.factor) - done.factor_low, lambda: fma(e, done.factor, e * done.factor_low)
-    )

@@ -1,7 +1,8 @@
 """The walk over batches of short rows, of plain calls."""
 
 from fastswl.compilation import block_kernel
-from fastswl.kernels.batch import WINDOW, batch_of, open_window, prepare_results, raise_batch, store_results
+from fastswl.kernels.batch import WINDOW, batch_of, open_window, raise_batch
+from fastswl.kernels.batch_results import prepare_results, store_results
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, first_row_of_step, load_plan, results_of_row, steps_of_outer
 from fastswl.kernels.rows import describe_tile, finish_rows, keep_row_values, raise_exactly, start_block, store_partial
 from fastswl.simd import arithmetic_of, least, word
