@@ -104,7 +104,7 @@ def choose_walk(
     if in_batches and contiguous and in_float32 and LEAST_BATCH_CLASSES <= n_classes <= MOST_BATCH_CLASSES:
         elements = BATCH_ELEMENTS if streaming else CACHED_BATCH_ELEMENTS
         tile_rows = min(lanes, elements // n_classes)
-        tile_bytes = TABLE_BYTES + tile_rows * VECTOR_BYTES * (-(-n_classes // lanes) + 1)
+        tile_bytes = TABLE_BYTES + areas * tile_rows * VECTOR_BYTES * (-(-n_classes // lanes) + 1)
         return Walk("batch", tile_rows, tile_bytes, 2 * tile_bytes + WINDOW + window_bytes(n_classes), LINE_ROOM)
     if plainest != "panel" and 1 < n_classes <= SHORT_CLASSES and in_float32:
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
@@ -192,9 +192,10 @@ def tiles_go_alone(storage: str, walk: Walk, fields: dict[str, Any]) -> bool:
 
 
 def goes_in_batches(storage: str, options: Options, names: tuple[str, ...]) -> bool:
-    """Whether the walk over batches has what is asked for: all that calls without options want, weights, and a z_loss."""
+    """Whether the walk over batches has what is asked for: all that calls without options want, weights, smoothing of
+    class indices, and a z_loss."""
     if options.operation == LOSS:
-        return plainest_walk(options, names) != "panel" and options.label_smoothing == 0.0
+        return plainest_walk(options, names) != "panel"
     # (log_softmax is made of logits, which are those of the caller)
     return options.operation != LOG_SOFTMAX or storage == "float32"
 

@@ -405,6 +405,10 @@ def test_a_batch_has_the_bits_of_rows_one_by_one(n_classes, dtype, streaming_byt
             yield from swl.cross_entropy_value_and_grad(logits, own)
             yield from swl.cross_entropy_value_and_grad(logits, own, weight=weight, reduction="none")
             yield from swl.cross_entropy_value_and_grad(logits, own, sample_weight=count, reduction="sum")
+            smooth = {"label_smoothing": 0.1, "reduction": "sum"}
+            yield from swl.cross_entropy_value_and_grad(logits, own, **smooth)
+            yield from swl.cross_entropy_value_and_grad(logits, own, weight=weight, z_loss=1e-3, **smooth)
+            yield swl.cross_entropy(logits, own, label_smoothing=0.3, weight=weight, reduction="none")
             # (of the last no number in place of the target's exponential gives its gradient, or all of a row is 0)
             for z_loss in (1e-3, 0.1, 1e25):
                 yield from swl.cross_entropy_value_and_grad(logits, own, weight=weight, z_loss=z_loss)

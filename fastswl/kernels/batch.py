@@ -15,11 +15,11 @@ import numpy as np
 from fastswl.compilation import routine
 from fastswl.kernels.batch_results import RowOut, write_rows
 from fastswl.kernels.block import FAR_32, FAR_AHEAD, larger, smaller
-from fastswl.kernels.lines import vectors_in, vectors_of
-from fastswl.kernels.merge import largest_is_most
-from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, LEFT_OUT_BELOW, WRONG_GUESSES
-from fastswl.kernels.plan import LOG_SOFTMAX, LOSS, logits_of_row, results_of_row
-from fastswl.kernels.results import results_in_place
+from fastswl.kernels.lines import copy_numbers, vectors_in, vectors_of
+from fastswl.kernels.merge import largest_is_most, mark_rows, settle_rows, weight_of_part
+from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, LEFT_OUT_BELOW, WRONG_GUESSES, row_part
+from fastswl.kernels.plan import LOG_SOFTMAX, LOSS, logits_of_row, results_of_row, spread_evenly
+from fastswl.kernels.results import no_results, results_in_place
 from fastswl.kernels.rows import (
     AGAIN,
     APART,
@@ -28,16 +28,24 @@ from fastswl.kernels.rows import (
     GUESS,
     LEFT_OUT,
     LINE,
+    MASS_AT,
+    MASS_MOVES,
+    ONES,
     PLACES,
     POWER,
     REFERENCE,
     REFERENCE_LOW,
+    REPEATED,
     REST,
     REST_LOW,
+    ROW_WEIGHT,
     SHIFT,
+    SPREAD_DISTANCE,
+    SPREAD_MASS,
     TABLE_BYTES,
     TOP,
     UNITS,
+    smoothing_unit,
 )
 from fastswl.kernels.stream import INTERLEAVED
 from fastswl.simd import (
@@ -52,6 +60,7 @@ from fastswl.simd import (
     as_floats,
     choose,
     first_lane,
+    fma,
     formula,
     itemsize,
     lane,
@@ -72,6 +81,7 @@ from fastswl.simd import (
     steps,
     store,
     store_double,
+    store_int64,
     store_integers,
     store_one,
     store_wide,
@@ -89,9 +99,11 @@ BATCH_ROWS = 16
 #: vectors whose exponentials are computed side by side, where there are registers for them
 VECTORS_SIDE_BY_SIDE = 4
 #: in memory of the thread: the sum and the largest logit of each row, lane by lane; room for the end of a row; a number of each row,
-#: namely where in the window its own begins, and what `exp_above` wants to know of a reference of its own; the window
-SUMS, TOPS = 0, BATCH_ROWS * LINE
-EDGE = TOPS + BATCH_ROWS * VECTOR_BYTES
+#: namely where in the window its own begins, and what `exp_above` wants to know of a reference of its own; the window. Where there is
+#: smoothing, the sum of the logits times the class weights, and weights of 1
+SUMS, WEIGHED, TOPS = 0, BATCH_ROWS * LINE, 2 * BATCH_ROWS * LINE
+EDGE = TOPS + (BATCH_ROWS + 2) * VECTOR_BYTES
+EVEN_WEIGHTS = TOPS + BATCH_ROWS * VECTOR_BYTES
 WINDOWS, MAGIC, LOWEST, WINDOW = range(EDGE + 3 * VECTOR_BYTES, EDGE + 7 * VECTOR_BYTES, VECTOR_BYTES)
 
 
@@ -128,17 +140,27 @@ class Batch(NamedTuple):
 
 
 @formula
-def batch_of(storage, plan, table, outer, inner, count, is_last):
+def row_of_batch(batch, row):
+    return batch.target_of(row)
+
+
+@formula
+def batch_of(storage, target_storage, plan, table, outer, inner, count, is_last):
     """The rows from (outer, inner) on, whose table is given, with room for their exponentials behind it. Results that stay in the
     cache are made where they go: what follows a row is the next one's, but for the last of a block."""
     in_place = results_in_place(storage, None, plan) & (plan.gathered != 0)
     room = table + TABLE_BYTES
     target = select(in_place, results_of_row(plan, outer, inner), room)
     # (exponentials that nobody wants lie in one place)
-    room_step = select(plan.out == 0, 0, VECTOR_BYTES * (vectors_of(storage, plan.n_classes) + 1))
+    room_step = select(plan.out == 0, 0, room_of_row(storage, target_storage, plan))
     step = select(in_place, plan.out_inner, room_step)
     end = select(in_place & is_last, count - 1, -1)
     return Batch(logits_of_row(plan, outer, inner), plan.logits_inner, target, step, count, end, room)
+
+
+def room_of_row(storage, target_storage, plan):
+    """For formulas: bytes for the exponentials of a row, and for its target mass."""
+    return VECTOR_BYTES * (vectors_of(storage, plan.n_classes) + 1) * (1 if target_storage is None else 2)
 
 
 def fold_rows(vectors, combine):
@@ -151,7 +173,9 @@ def fold_rows(vectors, combine):
 
 
 @routine
-def raise_batch(storage, plan, table, before, memory, batch, batch_before, out_before, begin, end):
+def raise_batch(
+    storage, target_storage, plan, table, before, memory, batch, batch_before, out_before, begin, end, outer, inner
+):  # fmt: skip
     """A batch of rows from logits to sums, while results of the batch before it go out past the caches. `memory` is the thread's,
     `begin` and `end` are those of the results of the block."""
     arithmetic = arithmetic_of(storage)
@@ -162,22 +186,59 @@ def raise_batch(storage, plan, table, before, memory, batch, batch_before, out_b
     find_windows(arithmetic, table, memory)
     right = False
     if guesses:
-        bottom = raise_guessed(storage, plan, table, before, memory, batch, batch_before, out_before, line, begin, end)
-        right = settle_guesses(arithmetic, table, memory, batch.count, bottom)
+        bottom = raise_guessed(
+            storage, target_storage, plan, table, before, memory, batch, batch_before, out_before, line, begin, end
+        )
+        right = settle_guesses(arithmetic, target_storage, plan, table, memory, batch.count, bottom)
     elif batch_before.count > 0:
-        write_rows(storage, plan, before, batch_before, out_before, line, begin, end)
-    if batch.count > 0 and not right:
+        write_rows(storage, target_storage, plan, before, batch_before, out_before, line, begin, end)
+    if batch.count == 0:
+        return
+    if target_storage is not None and not right and spread_evenly(plan):
+        raise_alone(storage, target_storage, plan, table, batch, outer, inner)
+        return
+    if not right:
         find_references(storage, plan, table, memory, batch)
         raise_by_references(storage, plan, table, memory, batch, False)
         settle_sums(arithmetic, table, memory)
-    if (
-        batch.count > 0
-        and plan.operation == LOG_SOFTMAX
-        and leave_largest_out(storage, plan, table, memory, batch, right)
-    ):
+    if plan.operation == LOG_SOFTMAX and leave_largest_out(storage, plan, table, memory, batch, right):
         find_windows(arithmetic, table, memory)
         raise_by_references(storage, plan, table, memory, batch, True)
         settle_sums(arithmetic, table, memory)
+
+
+@routine
+def raise_alone(storage, target_storage, plan, table, batch, outer, inner):
+    """Rows with smoothing for which the guess does not serve, one by one as in the row walk: their distances from the largest may
+    have to be added up number by number."""
+    arithmetic = arithmetic_of(storage)
+    area_bytes = VECTOR_BYTES * (vectors_of(storage, plan.n_classes) + 1)
+    store_wide(arithmetic, table + SHIFT, wide_zero(arithmetic))
+    store_wide(arithmetic, table + REPEATED, wide_zero(arithmetic))
+    for row in range(batch.count):
+        # (of an ignored row nothing else is known)
+        store_int64(table + MASS_AT + 8 * row, table + ONES)
+        store_int64(table + MASS_MOVES + 8 * row, word(0))
+    finished, again = False, True
+    while again:
+        for row in range(batch.count):
+            wanted = load_double(table + ROW_WEIGHT + 8 * row) != 0.0
+            if not wanted or (finished and load_double(table + AGAIN + 8 * row) == 0.0):
+                continue
+            area = table + TABLE_BYTES + (2 * area_bytes * row if plan.out != 0 else word(0))
+            logits = batch.logits + batch.logits_step * row
+            row_part(
+                storage, target_storage, None, plan, table, row, table + 8 * row, area, area_bytes, word(0), word(0),
+                area, False, logits, outer, inner + row, word(0), plan.n_classes,
+                no_results(arithmetic, target_storage), word(0),
+            )  # fmt: skip
+        again = settle_rows(arithmetic, plan, table) and mark_rows(arithmetic, plan, table, batch.count)
+        finished = True
+    if batch.target != batch.spare:
+        # (the spare place is that of the first row)
+        for row in range(batch.count):
+            area = table + TABLE_BYTES + 2 * area_bytes * row
+            copy_numbers(arithmetic, area, row_of_batch(batch, row), word(0), plan.n_classes)
 
 
 @formula
@@ -231,6 +292,29 @@ class Row:
         x = load(self.given, choose(self.is_last, lambda: place, elsewhere))
         return select(self.inside(), x, splat_like(x, lane(x, 0)))
 
+    def weigh(self, weights, moves, i, x, total):
+        """`total` and the vector number i of logits more, times the class weights."""
+        return fma(load_wide(self.given, weights + moves * 8 * self.rows * i), widen(x), total)
+
+    def weigh_edge(self, weights, moves):
+        """The sum of the logits past the last whole pair of vectors, times the class weights."""
+        total = Running(wide_zero(self.given))
+        last_pair = self.whole & -2
+
+        def odd():
+            total.value = total.value + self.weigh(
+                weights, moves, last_pair, self.logit(last_pair), wide_zero(self.given)
+            )
+
+        def edge():
+            zero = wide_zero(self.given)
+            weighed = self.weigh(weights, moves, self.whole, self.logits_at_edge(), zero)
+            total.value = total.value + select(lane_numbers(self.given) < to_float64(self.past), weighed, zero)
+
+        when(last_pair != self.whole, odd)
+        when(self.past != 0, edge)
+        return total.value
+
     def inside(self):
         """Which lanes are of the row, past the last whole vector."""
         return narrow(self.storage, lane_numbers(self.given)) < self.past
@@ -272,57 +356,82 @@ class Row:
 
 
 @routine
-def raise_guessed(storage, plan, table, before, memory, batch, batch_before, out_before, line, begin, end):
+def raise_guessed(
+    storage, target_storage, plan, table, before, memory, batch, batch_before, out_before, line, begin, end
+):
     """The exponentials of a batch in units of a power of two that is guessed; each row's sum, its largest logit and that of its class
     into `memory` and the table; the smallest of all."""
-    return guessed_rows(storage, plan, table, before, memory, batch, batch_before, out_before, line, begin, end)
+    return guessed_rows(
+        storage, target_storage, plan, table, before, memory, batch, batch_before, out_before, line, begin, end
+    )
 
 
 @formula
-def guessed_rows(storage, plan, table, before, memory, batch, batch_before, out_before, line, begin, end):
+def guessed_rows(
+    storage, target_storage, plan, table, before, memory, batch, batch_before, out_before, line, begin, end
+):
     arithmetic = arithmetic_of(storage)
     none = narrow(arithmetic, wide_zero(arithmetic)) - np.inf
     magic, _ = exp_reference(arithmetic, splat_like(none, load_double(table + GUESS)))
     bottom = Running(-none)
+    weights, moves = weights_of_classes(plan, memory)
 
-    def one(row, between):
+    def one(row, between, is_weighed=False):
         own = Row(storage, plan, table, memory, batch, row)
         at_class = own.logits + itemsize(storage) * load_integer(table + PLACES + 4 * row, 32, True)
         store_one(arithmetic, table + LEFT_OUT + 4 * row, load_one(storage, at_class))
-        top = Running(none)
+        top, weighed = Running(none), Running(own.weigh_edge(weights, moves) if is_weighed else 0)
 
         def work(i, x, at_edge):
             for vector in x:
                 top.value, bottom.value = larger(vector, top.value), smaller(vector, bottom.value)
+            if is_weighed:
+                # (what is past the last whole pair has been weighed)
+                for k in range((len(x) - at_edge) & -2):
+                    weighed.value = own.weigh(weights, moves, i + k, x[k], weighed.value)
             own.add(i, exp_within(arithmetic, SideBySide(*x), magic), at_edge)
 
         own.over_vectors(work, between)
         store(arithmetic, memory + TOPS + VECTOR_BYTES * row, top.value)
         store_wide(arithmetic, memory + SUMS + LINE * row, own.total.value)
+        if is_weighed:
+            store_wide(arithmetic, memory + WEIGHED + LINE * row, weighed.value)
 
-    def all_of_them():
+    def all_of_them(is_weighed):
         for row in steps(0, batch.count):
-            one(row, lambda first, count: None)
+            one(row, lambda first, count: None, is_weighed)
 
-    def while_writing():
+    def while_writing(is_weighed):
         # (of a block only the last batch has fewer rows)
         for row in steps(0, batch_before.count):
-            out = RowOut(storage, plan, before, batch_before, out_before, line, begin, end, row)
-            choose(row < batch.count, out.write_all, functools.partial(one, row, out.write))
+            out = RowOut(storage, target_storage, plan, before, batch_before, out_before, line, begin, end, row)
+            choose(row < batch.count, out.write_all, functools.partial(one, row, out.write, is_weighed))
             out.close()
 
-    choose(batch_before.count > 0, all_of_them, while_writing)
+    if target_storage is None:
+        choose(batch_before.count > 0, lambda: all_of_them(False), lambda: while_writing(False))
+    else:
+        # (those that are not weighed have no results but numbers of rows)
+        way = select(spread_evenly(plan), select(batch_before.count > 0, 2, 1), 0)
+        choose(way, lambda: all_of_them(False), lambda: all_of_them(True), lambda: while_writing(True))
     return -lane(max_lanes(arithmetic, -bottom.value), 0)
 
 
+@formula
+def weights_of_classes(plan, memory):
+    """Where the class weights lie, and whether they move from class to class: weights of 1 where there are none."""
+    has_weights = plan.weight != 0
+    return select(has_weights, plan.weight, memory + EVEN_WEIGHTS), select(has_weights, 1, 0)
+
+
 @routine
-def settle_guesses(storage, table, memory, count, bottom):
+def settle_guesses(storage, target_storage, plan, table, memory, count, bottom):
     """What is known of rows whose power of two was guessed, if the guess was right; the next guess."""
-    return settled_guesses(storage, table, memory, count, bottom)
+    return settled_guesses(storage, target_storage, plan, table, memory, count, bottom)
 
 
 @formula
-def settled_guesses(storage, table, memory, count, bottom):
+def settled_guesses(storage, target_storage, plan, table, memory, count, bottom):
     units = load_double(table + GUESS)
     top = tops_of_rows(storage, memory, count)
     inside = absolute(top) < FAR_32
@@ -338,6 +447,8 @@ def settled_guesses(storage, table, memory, count, bottom):
         store_references(storage, table, widen(top), widen(top), widen(power), zero)
         store_wide(storage, table + UNITS, splat_like(zero, units))
         store_sums(storage, table, memory)
+        if target_storage is not None:
+            when(spread_evenly(plan), lambda: store_spread(storage, plan, table, memory))
         stale = (units - highest < GUESS_MARGIN * 0.5) | (units - highest > GUESS_MARGIN * 1.5)
         when(stale, lambda: store_double(table + GUESS, highest + GUESS_MARGIN))
         return True
@@ -377,6 +488,21 @@ def store_sums(storage, table, memory):
     top = load_wide(storage, table + TOP)
     poisoned = (total != total) & (top < np.inf)
     store_wide(storage, table + TOP, select(poisoned, splat_like(top, np.nan), top))
+
+
+def store_spread(storage, plan, table, memory):
+    """For formulas: of an even smoothing where the mass of the classes lies, and the sums of q and of q (m - x), as in
+    `store_even_spread`."""
+    weighed = [load_wide(storage, memory + WEIGHED + LINE * row) for row in range(BATCH_ROWS)]
+    unit, m = smoothing_unit(plan), load_wide(storage, table + REFERENCE)
+    away = unit * (weight_of_part(plan, 0, plan.n_classes) * m - fold_rows(weighed, lambda a, b: a + b))
+    store_wide(storage, table + SPREAD_DISTANCE, away)
+    store_wide(storage, table + SPREAD_MASS, splat_like(away, unit * plan.weight_total))
+    has_weights = plan.weight != 0
+    at, moves = select(has_weights, plan.weight_vector, table + ONES), select(has_weights, 1, 0)
+    for row in range(BATCH_ROWS):
+        store_int64(table + MASS_AT + 8 * row, at)
+        store_int64(table + MASS_MOVES + 8 * row, moves)
 
 
 @routine

@@ -5,14 +5,18 @@ import functools
 from fastswl.compilation import routine
 from fastswl.kernels.block import fill_numbers
 from fastswl.kernels.lines import Results, finish_in_place, result_at, store_part, vectors_in
-from fastswl.kernels.plan import LOG_SOFTMAX, LOSS
+from fastswl.kernels.merge import two_to
+from fastswl.kernels.plan import LOG_SOFTMAX, LOSS, spread_wanted
+from fastswl.kernels.results import place_target
 from fastswl.kernels.rows import (
-    AGAIN,
     CLASS,
     INVERSE,
     INVERSE_LOW,
     LEFT_OUT,
     LOG_SUM,
+    MASS_AT,
+    MASS_MOVES,
+    ONES,
     PLACED,
     PLACES,
     POWER,
@@ -21,14 +25,16 @@ from fastswl.kernels.rows import (
     SCALE,
     SCALE_LOW,
     SHIFT,
+    SLOPE,
+    SPREAD_SCALE,
     TARGET_GRADIENT,
     UNITS,
     others_at_target,
+    smoothing_unit,
 )
 from fastswl.simd import (
     FLOAT64,
     VECTOR_BYTES,
-    absolute,
     arithmetic_of,
     choose,
     formula,
@@ -37,6 +43,7 @@ from fastswl.simd import (
     least,
     load,
     load_double,
+    load_int64,
     load_integer,
     load_one,
     load_wide,
@@ -50,22 +57,25 @@ from fastswl.simd import (
     store,
     store_one,
     store_streaming,
-    store_wide,
+    to_int64,
     when,
     wide_zero,
 )
 from fastswl.vectormath import exp2_whole
 
+#: where of each row of a batch stands what a unit of q takes off its gradient, in the arithmetic type: there is no slope beside it
+TAKEN = SLOPE
+
 
 @routine
-def prepare_results(storage, plan, table, batch):
+def prepare_results(storage, target_storage, plan, table, batch):
     """From the sums of each row to what its results are made with, in the arithmetic type; and what stands in place of the target's
     exponential."""
-    prepared_results(storage, plan, table, batch)
+    prepared_results(storage, target_storage, plan, table, batch)
 
 
 @formula
-def prepared_results(storage, plan, table, batch):
+def prepared_results(storage, target_storage, plan, table, batch):
     arithmetic = arithmetic_of(storage)
 
     def line(what):
@@ -78,41 +88,48 @@ def prepared_results(storage, plan, table, batch):
         for place, value in ((PLACED, factor), (PLACED + VECTOR_BYTES, factor_low)):
             store(arithmetic, table + place, narrow(arithmetic, value) * narrow(arithmetic, units))
 
-    def target_of(row):
-        return batch.target_of(row) + itemsize(arithmetic) * load_integer(table + PLACES + 4 * row, 32, True)
-
     def of_loss():
         keep(line(SCALE), line(SCALE_LOW), units)
-        placed = choose(plan.z_loss != 0.0, of_others, of_all)
-        store(arithmetic, table + LEFT_OUT, narrow(arithmetic, placed / units))
-        for row in steps(0, batch.count):
-            number = load_one(arithmetic, table + LEFT_OUT + 4 * row)
-            put = functools.partial(store_one, arithmetic, target_of(row), number)
-            when(load_double(table + CLASS + 8 * row) >= 0.0, put)
-        when(plan.z_loss != 0.0, where_nothing_serves)
+        if target_storage is not None:
+            store(arithmetic, table + TAKEN, narrow(arithmetic, line(SPREAD_SCALE) * smoothing_unit(plan)))
+        choose(spread_wanted(plan) | (plan.z_loss != 0.0), others, one_by_one)
 
-    def of_others():
+    def others():
         others_at_target(arithmetic, table)
-        return line(TARGET_GRADIENT)
-
-    def of_all():
-        # (as in `place_target`)
-        value = line(TARGET_GRADIENT) / (line(SCALE) + line(SCALE_LOW))
-        serves = (value == 0.0) | ((absolute(value) < 1e30) & (absolute(value) > 1e-18)) | (line(CLASS) < 0.0)
-        store_wide(arithmetic, table + AGAIN, select(serves, wide_zero(arithmetic), wide_zero(arithmetic) + 1.0))
-        return value
-
-    def where_nothing_serves():
+        store(arithmetic, table + LEFT_OUT, narrow(arithmetic, line(TARGET_GRADIENT) / units))
         for row in steps(0, batch.count):
+            place = batch.target_of(row) + itemsize(arithmetic) * load_integer(table + PLACES + 4 * row, 32, True)
+            put = functools.partial(store_one, arithmetic, place, load_one(arithmetic, table + LEFT_OUT + 4 * row))
+            when(load_double(table + CLASS + 8 * row) >= 0.0, put)
 
-            def in_place(row=row):
-                finish_in_place(arithmetic, result_of_row(storage, plan, table, batch, 0, row), 0)
-                gradient = load_double(table + TARGET_GRADIENT + 8 * row)
-                store_one(arithmetic, target_of(row), gradient)
-                store_one(arithmetic, table + PLACED + 4 * row, 1.0)
-                store_one(arithmetic, table + PLACED + VECTOR_BYTES + 4 * row, 0.0)
+    def one_by_one():
+        for row in steps(0, batch.count):
+            chosen = to_int64(load_double(table + CLASS + 8 * row))
+            when(chosen >= 0, functools.partial(place, row, chosen))
 
-            when(load_double(table + AGAIN + 8 * row) != 0.0, in_place)
+    def place(row, chosen):
+        done = result_of_row(storage, target_storage, plan, table, batch, 0, row)
+        beta, mass, moves = 0.0, table + ONES, 0
+        if target_storage is not None:
+            beta = load_double(table + SPREAD_SCALE + 8 * row) * smoothing_unit(plan)
+            mass, moves = done.mass, done.mass_moves
+        guessed = two_to(load_double(table + UNITS + 8 * row) - load_double(table + POWER + 8 * row))
+        placed = place_target(
+            arithmetic, plan, table, row, done.source, mass, moves, beta, chosen, 1.0, guessed, 1.0
+        )  # fmt: skip
+
+        def in_place():
+            finish_in_place(arithmetic, done, 0)
+            store_one(
+                arithmetic,
+                done.source + itemsize(arithmetic) * chosen,
+                load_double(table + TARGET_GRADIENT + 8 * row),
+            )
+            # (as they are)
+            for what, value in ((PLACED, 1.0), (PLACED + VECTOR_BYTES, 0.0), (TAKEN, 0.0)):
+                store_one(arithmetic, table + what + 4 * row, value)
+
+        when(~placed, in_place)
 
     way = select(plan.operation == LOSS, 2, select(plan.operation == LOG_SOFTMAX, 1, 0))
     choose(
@@ -124,7 +141,7 @@ def prepared_results(storage, plan, table, batch):
 
 
 @formula
-def result_of_row(storage, plan, table, batch, out, row):
+def result_of_row(storage, target_storage, plan, table, batch, out, row):
     """The results of one row, which go to `out`; log_softmax are made of the logits."""
     arithmetic, results = arithmetic_of(storage), result_of(storage)
     n = plan.n_classes
@@ -140,17 +157,22 @@ def result_of_row(storage, plan, table, batch, out, row):
     # what this thread reads next: the same row two batches on (the next is being read while these are written)
     ahead = batch.logits + batch.logits_step * (2 * plan.tile_rows + row)
     end = place + itemsize(results) * n
-    return Results(source, place, n, ~is_log, factor, factor_low, *[None] * 6, 0, place, end, ahead)
+    more = [None] * 6
+    if target_storage is not None:
+        taken = splat_like(zero, load_one(arithmetic, table + TAKEN + 4 * row))
+        mass, moves = load_int64(table + MASS_AT + 8 * row), load_int64(table + MASS_MOVES + 8 * row)
+        more = [True, taken, mass, moves, table + ONES, 0]
+    return Results(source, place, n, ~is_log, factor, factor_low, *more, 0, place, end, ahead)
 
 
 class RowOut:
     """For formulas: the results of one row on their way past the caches, as `Results` go: in whole vectors, of which one that begins
     in a row and ends in the next is put together at `line`. (Without what rows need that are shorter than a vector.)"""
 
-    def __init__(self, storage, plan, table, batch, out, line, begin, end, row):
+    def __init__(self, storage, target_storage, plan, table, batch, out, line, begin, end, row):
         self.storage, self.arithmetic, self.plan = result_of(storage), arithmetic_of(storage), plan
         self.size, self.rows, self.line = itemsize(self.storage), lanes(storage), line
-        self.done = result_of_row(storage, plan, table, batch, out, row)
+        self.done = result_of_row(storage, target_storage, plan, table, batch, out, row)
         place, unit = self.done.target, self.rows * self.size
         self.begin, self.end = (
             select(begin == 0, own, all_rows) for own, all_rows in ((place, begin), (self.done.end, end))
@@ -212,32 +234,32 @@ class RowOut:
 
 
 @routine
-def write_rows(storage, plan, table, batch, out, line, begin, end):
+def write_rows(storage, target_storage, plan, table, batch, out, line, begin, end):
     """The results of a batch go out past the caches."""
-    rows_written(storage, plan, table, batch, out, line, begin, end)
+    rows_written(storage, target_storage, plan, table, batch, out, line, begin, end)
 
 
 @formula
-def rows_written(storage, plan, table, batch, out, line, begin, end):
+def rows_written(storage, target_storage, plan, table, batch, out, line, begin, end):
     for row in steps(0, batch.count):
-        out_of_row = RowOut(storage, plan, table, batch, out, line, begin, end, row)
+        out_of_row = RowOut(storage, target_storage, plan, table, batch, out, line, begin, end, row)
         out_of_row.write_all()
         out_of_row.close()
 
 
 @routine
-def store_results(storage, plan, table, batch, out):
+def store_results(storage, target_storage, plan, table, batch, out):
     """The results of a batch through the caches."""
-    results_stored(storage, plan, table, batch, out)
+    results_stored(storage, target_storage, plan, table, batch, out)
 
 
 @formula
-def results_stored(storage, plan, table, batch, out):
+def results_stored(storage, target_storage, plan, table, batch, out):
     arithmetic, results = arithmetic_of(storage), result_of(storage)
     rows, whole = lanes(storage), vectors_in(storage, plan.n_classes)
     past_whole = plan.n_classes - rows
     for row in steps(0, batch.count):
-        done = result_of_row(storage, plan, table, batch, out, row)
+        done = result_of_row(storage, target_storage, plan, table, batch, out, row)
 
         def make(to, place, done=done):
             # (before what it overlaps has been changed)
