@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import itertools
 import math
 import mmap
 import os
@@ -252,6 +253,24 @@ def one_call(rng, guard, kind, dtype, log):
             assert same(grad, np.ascontiguousarray(expected.grad)), "another gradient"
 
 
+def batches(dtype, at_end):
+    """Rows of a batch, of which the last may be the first in memory, or not the only one that ends near the end."""
+    x = np.random.default_rng(0).normal(0, 4, (37, 250)).astype(dtype)
+    targets = np.arange(37)
+    overlapping = np.lib.stride_tricks.sliding_window_view(x.ravel()[: 250 + 36], 250)
+    for view in (x, x[::-1], overlapping):
+        logits = np.ascontiguousarray(view)
+        guard = Guard(at_end)
+        placed, out = guard.place(view), guard.place(np.empty_like(logits))
+        assert same(swl.softmax(placed, out=out), swl.softmax(logits)), "other bits"
+        loss, grad = swl.cross_entropy_value_and_grad(placed, targets, reduction="none", grad_out=out)
+        expected = swl.cross_entropy_value_and_grad(logits, targets, reduction="none")
+        assert same(loss, expected.loss), "another loss"
+        assert same(grad, expected.grad), "another gradient"
+        del placed, out, grad
+        guard.check_and_free()
+
+
 def main(seed: int = 0, calls: int = 400) -> None:
     faulthandler.enable()
     rng = np.random.default_rng(seed)
@@ -276,6 +295,11 @@ def main(seed: int = 0, calls: int = 400) -> None:
         ("parallel", {}),
         ("parallel", small),
     ]
+    # (a vector of float32 may be read without the numbers past its end, where the processor has such instructions)
+    for dtype, at_end in itertools.product(("float32", "float16"), (False, True)):
+        log(f"batches {dtype} end={at_end}")
+        batches(dtype, at_end)
+        lazy.prepared.clear()
     done = 0
     while done < calls:
         kind, values = ways[rng.integers(len(ways))]

@@ -383,9 +383,17 @@ def strange_rows(n_classes):
     x[63] = np.nan
     x[90] = 3.0
     x[91] = -2000.0
+    # each alone among rows for which a guess would be right: too far below it (of rows 30 to 36), almost of one class, too far
+    # above it, too far from 0 (of the last)
+    x[33, 9] = -150.0
+    x[100, 5] = 15.0
+    x[133, 4] = 130.0
+    x[147] += 5000.0
+    # (and a target whose exponential is next to nothing)
+    x[46, 3] = 100.0
     targets = rng.integers(0, n_classes, 150)
     targets[[3, 60, 61, 80]] = -100
-    targets[[40, 41, 44]] = 7, n_classes - 1, 5
+    targets[[40, 41, 44, 46]] = 7, n_classes - 1, 5, 9
     return x, targets, rng.random(n_classes) * (rng.random(n_classes) < 0.8), rng.random(150) * (rng.random(150) < 0.9)
 
 
@@ -397,7 +405,7 @@ def test_a_batch_has_the_bits_of_rows_one_by_one(n_classes, dtype, streaming_byt
     x = x.astype(dtype)
 
     def answers():
-        for logits in (x, x[:, ::-1].copy(), x[30:37], x[64:80].copy(), np.repeat(x, 2, axis=0)[::2]):
+        for logits in (x, x[:, ::-1].copy(), x[30:37], x[64:80].copy(), x[144:], np.repeat(x, 2, axis=0)[::2]):
             own, count = targets[: len(logits)], sample_weight[: len(logits)]
             yield swl.softmax(logits)
             yield swl.log_softmax(logits)
@@ -428,6 +436,46 @@ def test_a_batch_has_the_bits_of_rows_one_by_one(n_classes, dtype, streaming_byt
     crossovers("PANEL_CLASSES", 0)
     for batch, alone in zip(together, answers(), strict=True):
         np.testing.assert_array_equal(batch, alone)
+
+
+def test_log_softmax_of_a_batch_does_not_hang_on_the_one_before(crossovers):
+    """Batches in turn: rows of almost one class, which is left out of their sums, others, and those far from 0."""
+    x, _ = problem((16 * 24, 250), -1)
+    for row in range(len(x)):
+        kind, others = row // 16 % 3, np.exp(x[row, 16:].astype(np.float64)).sum()
+        # of the second kind just less than half
+        x[row, :16] = -5.0
+        x[row, row % 16] = np.log(others) + (3.0 if kind == 0 else -0.2)
+        if kind == 2:
+            x[row] += 3000.0
+    together = swl.log_softmax(x)
+    crossovers("MOST_BATCH_CLASSES", 0)
+    crossovers("PANEL_CLASSES", 0)
+    np.testing.assert_array_equal(together, swl.log_softmax(x))
+
+
+def test_batches_after_the_last_guess_have_the_same_bits(crossovers):
+    """After some wrong guesses of a block there is no other; what waits is written all the same."""
+    x, _ = problem((16 * 12, 160), -1)
+    x[::16, 5] = -np.inf
+    crossovers("BLOCK_ELEMENTS", x.size)
+    plain = swl.softmax(x)
+    crossovers("STREAMING_BYTES", 16)
+    np.testing.assert_array_equal(swl.softmax(x), plain)
+
+
+def test_batches_of_images_leave_what_is_between_them(crossovers):
+    """Few rows that wait to be written while more are computed: those of the next image."""
+    x, targets = problem((7, 19, 555), -1)
+    plain = swl.cross_entropy_value_and_grad(x, targets)
+    crossovers("STREAMING_BYTES", 16)
+    crossovers("BLOCK_ELEMENTS", x.size)
+    apart = np.full((7, 21, 558), 7.0, np.float32)
+    streamed = swl.cross_entropy_value_and_grad(x, targets, grad_out=apart[:, :19, 1:-2])
+    assert streamed.loss == plain.loss
+    np.testing.assert_array_equal(apart[:, :19, 1:-2], plain.grad)
+    apart[:, :19, 1:-2] = 7.0
+    assert (apart == 7.0).all()
 
 
 @pytest.mark.parametrize("shape", [(70, 10), (37, 200), (37, 700), (17, 4096)])

@@ -201,7 +201,7 @@ def raise_batch(
         find_references(storage, plan, table, memory, batch)
         raise_by_references(storage, plan, table, memory, batch, False)
         settle_sums(arithmetic, table, memory)
-    if plan.operation == LOG_SOFTMAX and leave_largest_out(storage, plan, table, memory, batch, right):
+    if plan.operation == LOG_SOFTMAX and leave_largest_out(storage, plan, table, memory, batch):
         find_windows(arithmetic, table, memory)
         raise_by_references(storage, plan, table, memory, batch, True)
         settle_sums(arithmetic, table, memory)
@@ -397,23 +397,18 @@ def guessed_rows(
         if is_weighed:
             store_wide(arithmetic, memory + WEIGHED + LINE * row, weighed.value)
 
-    def all_of_them(is_weighed):
-        for row in steps(0, batch.count):
-            one(row, lambda first, count: None, is_weighed)
-
-    def while_writing(is_weighed):
-        # (of a block only the last batch has fewer rows)
+    def all_rows(is_weighed):
         for row in steps(0, batch_before.count):
             out = RowOut(storage, target_storage, plan, before, batch_before, out_before, line, begin, end, row)
             choose(row < batch.count, out.write_all, functools.partial(one, row, out.write, is_weighed))
             out.close()
+        # (fewer rows wait where another image begins)
+        for row in steps(batch_before.count, batch.count):
+            one(row, lambda first, count: None, is_weighed)
 
-    if target_storage is None:
-        choose(batch_before.count > 0, lambda: all_of_them(False), lambda: while_writing(False))
-    else:
-        # (those that are not weighed have no results but numbers of rows)
-        way = select(spread_evenly(plan), select(batch_before.count > 0, 2, 1), 0)
-        choose(way, lambda: all_of_them(False), lambda: all_of_them(True), lambda: while_writing(True))
+    # (what has smoothing beside numbers of rows)
+    is_weighed = False if target_storage is None else spread_evenly(plan)
+    choose(is_weighed, lambda: all_rows(False), lambda: all_rows(True))
     return -lane(max_lanes(arithmetic, -bottom.value), 0)
 
 
@@ -580,13 +575,13 @@ def rows_by_references(storage, plan, table, memory, batch, marked):
 
 
 @routine
-def leave_largest_out(storage, plan, table, memory, batch, guessed):
+def leave_largest_out(storage, plan, table, memory, batch):
     """Mark the rows of which the largest is most: it is left out of their sums, which have to be done again. Whether there are any."""
-    return largest_left_out(storage, plan, table, memory, batch, guessed)
+    return largest_left_out(storage, plan, table, memory, batch)
 
 
 @formula
-def largest_left_out(storage, plan, table, memory, batch, guessed):
+def largest_left_out(storage, plan, table, memory, batch):
     arithmetic = arithmetic_of(storage)
     m, power, top = (load_wide(arithmetic, table + line) for line in (REFERENCE, POWER, TOP))
     zero = wide_zero(arithmetic)
