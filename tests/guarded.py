@@ -33,10 +33,10 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 # (classes, rows): every kind of remainder of the steps, tiles, batches and parts
 SHAPES = {
     "panel": (
-        (1, 2, 3, 4, 5, 7, 10, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 257, 383),
+        (1, 2, 3, 4, 5, 7, 10, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 159, 257, 383),
         (1, 2, 5, 15, 16, 17, 33, 67),
     ),
-    "row": ((641, 642, 655, 767, 1000, 1023, 4096, 4097, 4111, 8193, 9001), (1, 2, 3, 5, 17)),
+    "row": ((641, 642, 655, 767, 1000, 1023, 2049, 2079, 3001, 4096, 4097, 4111, 8193, 9001), (1, 2, 3, 5, 17)),
     "parallel": ((1, 3, 10, 100, 131, 401, 1000, 9001), (0,)),  # as many rows as make 40,000 logits
 }
 LAYOUTS = ("contiguous", "sliced rows", "sliced classes", "backwards", "side by side", "images", "in steps")

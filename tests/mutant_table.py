@@ -2677,14 +2677,14 @@ OPTIONS_ON_THE_WAY = [
         SPREAD,
         "total.value + select(inside, weighed, zero)",
         "total.value + select(inside, zero, zero)",
-        EVERY_OPTION.format("smoothing-1000-float32"),
+        EVERY_OPTION.format("smoothing-3000-float32"),
     ),
     mutant(
         "the classes of a row are weighed where its power is guessed",
         SPREAD,
         "fma(load_wide(storage, weights + 8 * lanes(storage) * i), widen(x), total)",
         "total + widen(x)",
-        EVERY_OPTION.format("smoothing, weight-1000-float32"),
+        EVERY_OPTION.format("smoothing, weight-3000-float32"),
     ),
     mutant(
         "each part of a row has the weights of its classes",
@@ -3055,7 +3055,7 @@ GUESSED_ROWS = [
     ),
     mutant(
         "the gradient of a target without weight is not -0: tiles",
-        PANEL,
+        ROWS,
         "    nothing = nothing | (load_wide(storage, table + SCALE) == 0.0)\n",
         "",
         "test_few.py::test_numbers_that_are_special_give_what_more_classes_give",
@@ -3097,7 +3097,7 @@ GUESSED_ROWS = [
     ),
     mutant(
         "exponentials don't go to the place of results that is the logits'",
-        "kernels/row.py",
+        RESULTS,
         " & (plan.out != plan.logits)",
         "",
         "test_guessed_rows.py::test_softmax",
@@ -3682,6 +3682,55 @@ BATCH_IN_CACHE, BATCH_PAST_CACHES = (
 BATCH_RESULTS = "kernels/batch_results.py"
 
 BATCHES = [
+    mutant(
+        "batches: the last classes of a row are smoothed, too",
+        BATCH,
+        "< to_float64(self.past), weighed, zero)",
+        "< to_float64(self.past), zero, zero)",
+        "test_walks.py::test_a_batch_has_the_bits_of_rows_one_by_one[in cache-float32-250]",
+    ),
+    mutant(
+        "batches: and the last whole vector that has no other",
+        BATCH,
+        "when(last_pair != self.whole, odd)",
+        "when(last_pair > self.whole, odd)",
+        "test_walks.py::test_a_batch_has_the_bits_of_rows_one_by_one[in cache-float32-250]",
+    ),
+    mutant(
+        "batches: what smoothing weighs has the weights of the classes",
+        BATCH,
+        "moves * 8 * self.rows * i), widen(x), total)",
+        "0 * 8 * self.rows * i), widen(x), total)",
+        "test_walks.py::test_a_batch_has_the_bits_of_rows_one_by_one[in cache-float32-250]",
+    ),
+    mutant(
+        "batches: smoothed rows that are done one by one go where the others are",
+        BATCH,
+        "    if batch.target != batch.spare:\n",
+        "    if batch.target == batch.spare:\n",
+        "test_walks.py::test_a_batch_has_the_bits_of_rows_one_by_one[in cache-float32-250]",
+    ),
+    mutant(
+        "batches: of an ignored row among them nothing is read",
+        BATCH,
+        "        store_int64(table + MASS_AT + 8 * row, table + ONES)\n",
+        "        store_int64(table + MASS_AT + 8 * row, word(0))\n",
+        "test_walks.py::test_a_batch_has_the_bits_of_rows_one_by_one[in cache-float32-250]",
+    ),
+    mutant(
+        "batches: a gradient with smoothing takes the mass of the classes off",
+        BATCH_RESULTS,
+        "narrow(arithmetic, line(SPREAD_SCALE) * smoothing_unit(plan))",
+        "narrow(arithmetic, line(SPREAD_SCALE))",
+        "test_walks.py::test_a_batch_has_the_bits_of_rows_one_by_one[in cache-float32-250]",
+    ),
+    mutant(
+        "batches: a row that has been finished has no mass taken off again",
+        BATCH_RESULTS,
+        "(TAKEN, 0.0)",
+        "(TAKEN, 1.0)",
+        "test_walks.py::test_a_batch_has_the_bits_of_rows_one_by_one[in cache-float32-250]",
+    ),
     mutant(
         "batches: the class that is left out is not in the sum",
         BATCH,

@@ -146,11 +146,13 @@ def test_sample_weight_counts_in_the_divisor_too():
     assert mean == pytest.approx(7 * np.log(2.0) / 4, rel=1e-15)
 
 
-@pytest.mark.parametrize("n_classes", [5, 200, 700])
-def test_a_small_sample_weight_is_not_none(n_classes):
+@pytest.mark.parametrize("n_classes", [5, 100, 200, 700, 3000])
+@pytest.mark.parametrize("ignored", [0.0, np.nan], ids=["numbers", "NaN"])
+def test_a_small_sample_weight_is_not_none(n_classes, ignored):
     """A row of weight 1e-60, less than float32 holds, beside an ignored one."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(0, 2, (16, n_classes)).astype(np.float32), rng.integers(0, n_classes, 16)
+    x[5] += ignored
     weight = np.ones(16)
     weight[3], weight[5] = 1e-60, 0.0
     # weighed up again by what arrives from above

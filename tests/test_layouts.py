@@ -95,7 +95,7 @@ def frozen(x):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_layout(layout, function, dtype):
-    for n, classes in ((4, 10), (19, 33), (3, 260)):
+    for n, classes in ((4, 10), (19, 33), (19, 100), (3, 260)):
         x, axis = layout(n, classes, dtype)
         before = frozen(x)
         function(x, axis, np.random.default_rng(1))
@@ -194,12 +194,14 @@ def test_memory_between_strided_outputs_is_left_alone():
 @pytest.mark.parametrize("margin", [1, 3, 16])
 def test_memory_around_the_outputs_is_left_alone(margin):
     rng = np.random.default_rng(5)
-    for n, classes in ((1, 1), (3, 2), (5, 3), (17, 10), (7, 100), (33, 7), (5, 300), (5, 700), (2, 4100)):
-        for dtype in (np.float32, np.float64):
+    few = (1, 1), (3, 2), (5, 3), (17, 10), (7, 100), (33, 7)
+    for n, classes in (*few, (5, 300), (5, 700), (5, 2200), (2, 4100)):
+        for dtype in (np.float32, np.float64, np.float16):
             x = rng.normal(0, 3, (n, classes)).astype(dtype)
             memory = np.full(n * classes + 2 * margin, 7, dtype)
             out = memory[margin:-margin].reshape(n, classes)
             swl.softmax(x, out=out)
+            swl.softmax(out, out=out)
             swl.cross_entropy_value_and_grad(x, rng.integers(0, classes, n), grad_out=out)
             assert np.all(memory[:margin] == 7) and np.all(memory[-margin:] == 7)
 

@@ -27,11 +27,12 @@ def test_rows_of_one_class_in_a_sparse_file(tmp_path):
         swl.cross_entropy(x, targets)
 
 
-def test_broadcast_logits():
+@pytest.mark.parametrize("n_classes", [1001, 3001])
+def test_broadcast_logits(n_classes):
     """More than 2**31 logits in the memory of one row."""
-    row = np.random.default_rng(0).normal(0, 3, 1001).astype(np.float32)
-    n = MANY // 1001 + 1
-    x = np.broadcast_to(row, (n, 1001))
+    row = np.random.default_rng(0).normal(0, 3, n_classes).astype(np.float32)
+    n = MANY // n_classes + 1
+    x = np.broadcast_to(row, (n, n_classes))
     assert x.size > 2**31
     expected = swl.cross_entropy(row[None], [7])
     assert swl.cross_entropy(x, np.broadcast_to(7, n)) == pytest.approx(expected, rel=1e-12)

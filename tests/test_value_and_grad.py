@@ -182,7 +182,15 @@ def test_out_and_grad_out_together():
 @pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
 def test_gradient_in_place(dtype):
     rng = np.random.default_rng(7)
-    for shape, axis in (((40, 10), 1), ((9, 300), 1), ((9, 700), 1), ((2, 6000), 1), ((10, 33), 0)):
+    for shape, axis in (
+        ((40, 10), 1),
+        ((9, 100), 1),
+        ((9, 300), 1),
+        ((9, 700), 1),
+        ((5, 2200), 1),
+        ((2, 6000), 1),
+        ((10, 33), 0),
+    ):
         x = rng.normal(0, 3, shape).astype(dtype)
         y = rng.integers(0, shape[axis], shape[1 - axis])
         expected = swl.cross_entropy_value_and_grad(x, y, axis)

@@ -166,7 +166,7 @@ FINITE_KINDS = (
 )
 KINDS = (*FINITE_KINDS, masked)
 
-CLASS_COUNTS = (1, 2, 3, 5, 10, 16, 33, 100, 128, 200, 1000, 5000, 20000)
+CLASS_COUNTS = (1, 2, 3, 5, 10, 16, 33, 100, 128, 200, 1000, 3000, 5000, 20000)
 
 
 def row_count(classes: int) -> int:
