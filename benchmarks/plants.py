@@ -95,8 +95,8 @@ SLOW = (
             ("kernels/batch_walk.py", "import describe_tile,", "import AGAIN, describe_tile,"),
             (
                 "kernels/batch_walk.py",
-                "import arithmetic_of, least, word\n",
-                "import arithmetic_of, least, store_double, word\n",
+                "import arithmetic_of, least, store_wide,",
+                "import arithmetic_of, least, store_double, store_wide,",
             ),
             _with_idle("kernels/batch_walk.py"),
             (

@@ -21,6 +21,7 @@ from fastswl.cli.digits import SIDE, jitter, load_digits
 from fastswl.cli.graph import Graph, softmax_with_loss
 from fastswl.cli.network import Adam, TwoLayerNetwork, shuffled_batches
 from fastswl.cli.plain_layer import PlainSoftmaxWithLoss
+from fastswl.kernels.batch_walk import batch_walk
 from fastswl.kernels.plan import INDEX_TARGETS, LOSS
 from fastswl.kernels.scan import scan_targets
 from fastswl.kernels.short import few_walk, short_walk
@@ -392,7 +393,7 @@ def test_warmup_fills_the_cache(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_warmup_meets_every_kernel(dtype):
-    """A case for each kernel (float64 has none for short rows)."""
+    """A case for each kernel (float64 has none for short rows, nor for batches)."""
     met = set()
     for case in warmup.CASES.values():
         logits = np.moveaxis(np.zeros(case.shape, dtype, order="F" if case.fortran else "C"), case.axis, -1)
@@ -401,7 +402,7 @@ def test_warmup_meets_every_kernel(dtype):
             options = walks.Options(LOSS, INDEX_TARGETS, label_smoothing=smoothing, softcap=softcap)
             route = walks.find_route(dtype, logits.shape, ("logits",), strides[:1], strides[1], 1, options)
             met.add(running._KERNELS[route.walk.name])
-    short = {short_walk, few_walk} if dtype == "float64" else set()
+    short = {short_walk, few_walk, batch_walk} if dtype == "float64" else set()
     assert met == set(running._KERNELS.values()) - {scan_targets} - short
 
 
