@@ -59,7 +59,7 @@ def _in_walk_over_tiles(walk: str, end_of_step: str, tiles: str, steps: int) -> 
 
 
 _END_OF_SHORT_STEP = "        if plan.partials != 0:\n            store_partial(arithmetic, plan, scratch, block)\n"
-_END_OF_ROW_STEP = "                finish_rows(storage, plan, here)\n"
+_END_OF_ROW_STEP = "            finish_rows(storage, plan, here)\n"
 _END_OF_BATCH = "            finish_rows(arithmetic, plan, table)\n"
 _SPLIT_STEP = "        split_step(storage, target_storage, plan, scratch, unit, n_parts)\n"
 
@@ -115,7 +115,7 @@ SLOW = (
                 "kernels/row.py",
                 _END_OF_ROW_STEP,
                 _END_OF_ROW_STEP
-                + "                planted(scratch + AGAIN, vectors_of(storage, plan.n_classes) * count * {steps} // 64)\n",
+                + "            planted(scratch + AGAIN, vectors_of(storage, plan.n_classes) * count * {steps} // 64)\n",
             ),
         ),
         121,

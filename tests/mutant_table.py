@@ -2291,10 +2291,31 @@ SIZES = [
     ),
     mutant(
         "logits are counted in 64 bits",
-        "kernels/row.py",
-        "n_tiles = plan.n_outer * tiles_per_outer",
-        "n_tiles = (plan.n_outer * plan.n_inner * plan.n_classes & 0x7FFFFFFF) // (plan.n_classes * plan.tile_rows)",
+        "kernels/plan.py",
+        "n_steps = plan.n_outer * steps_of_outer(plan)",
+        "n_steps = (plan.n_outer * plan.n_inner * plan.n_classes & 0x7FFFFFFF) // (plan.n_classes * plan.tile_rows)",
         "test_sizes.py::test_broadcast_logits",
+    ),
+    mutant(
+        "the losses of a block do not go into the next one's",
+        "kernels/rows.py",
+        "        start_losses(storage, sums)\n\n    when(",
+        "\n    when(",
+        "test_walks.py::test_losses_add_up_block_by_block",
+    ),
+    mutant(
+        "a block's losses are kept where it ends",
+        "kernels/rows.py",
+        "(step + 1 == end) | (step + 1 == (block + 1) * plan.tiles_per_block)",
+        "step + 1 == (block + 1) * plan.tiles_per_block",
+        "test_walks.py::test_losses_add_up_block_by_block",
+    ),
+    mutant(
+        "a thread takes as many blocks as it says",
+        LAUNCH,
+        "fetch_and_add(counter, taken), taken",
+        "fetch_and_add(counter, 1), taken",
+        "test_threads.py::test_every_block_is_run_once",
     ),
     mutant(
         "classes lie at addresses of 64 bits: logits",
@@ -3992,9 +4013,9 @@ BATCHES = [
     ),
     mutant(
         "batches: past the caches nothing beyond the last row is written",
-        BATCH_WALK,
-        "least(last_batch * plan.tile_rows, plan.n_inner)",
-        "last_batch * plan.tile_rows",
+        "kernels/plan.py",
+        "least(last * plan.tile_rows, plan.n_inner)",
+        "last * plan.tile_rows",
         "test_walks.py::test_streamed_results_have_the_same_bits[5-float32-shape5]",
     ),
     mutant(

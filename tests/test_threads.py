@@ -55,6 +55,15 @@ def test_other_python_threads_run_while_a_kernel_runs():
     assert len(within) >= 2
 
 
+def test_every_block_is_run_once():
+    """In place: what a block has been made twice of is not what one thread makes."""
+    logits = np.random.default_rng(5).normal(size=(20_000, 200)).astype(np.float32) * 3
+    alone, shared = logits.copy(), logits.copy()
+    swl.softmax(alone, out=alone, n_threads=1)
+    swl.softmax(shared, out=shared, n_threads=2)
+    np.testing.assert_array_equal(shared, alone)
+
+
 @pytest.mark.parametrize(
     "code",
     ["import fastswl", "import fastswl; help(fastswl.softmax)", "import fastswl.cli as cli; cli.main(['--help'])"],

@@ -351,6 +351,24 @@ def test_split_rows_past_the_caches(n_classes, past_a_line, dtype, crossovers):
         assert (memory[:first] == 7).all() and (memory[first + x.size :] == 7).all()
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("with_grad", [False, True])
+@pytest.mark.parametrize("shape", [(1000, 2), (1000, 30), (1000, 60), (1000, 200), (300, 3000), (200, 9000)])
+def test_losses_add_up_block_by_block(shape, with_grad, n_threads, crossovers):
+    """Each block has a sum of its own, which begins at 0 and ends with the block, also where a walk goes on to the next."""
+    for name in ("BLOCK_ELEMENTS", "LARGE_BLOCK_ELEMENTS"):
+        crossovers(name, 7 * 16 * shape[1])
+    rng = np.random.default_rng(7)
+    logits = rng.normal(size=shape).astype(np.float32)
+    targets = rng.integers(0, shape[1], shape[0])
+    losses = swl.cross_entropy(logits, targets, reduction="none", n_threads=1)
+    if with_grad:
+        total, _ = swl.cross_entropy_value_and_grad(logits, targets, reduction="sum", n_threads=n_threads)
+    else:
+        total = swl.cross_entropy(logits, targets, reduction="sum", n_threads=n_threads)
+    assert np.float32(total) == np.float32(math.fsum(losses.tolist()))
+
+
 def test_the_choice_looks_at_rows_only():
     most = {1: "panel", 3: "few", 48: "short", 447: "panel", 4096: "row", 1000000: "long", 1048577: "split"}
     for n_classes in (1, 2, 3, 4, 10, 48, 49, 447, 448, 4096, 4097, 8192, 131073, 1000000, 1048577):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from numba import types
 
-from fastswl.simd import Words, formula, quotient, words_at
+from fastswl.simd import Words, formula, least, quotient, words_at
 
 #: operations
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, LOSS = range(4)
@@ -123,6 +123,20 @@ def first_row_of_step(plan, steps_per_outer, step):
     """The outer number of a step, and the inner number of its first row."""
     outer = quotient(step, steps_per_outer)
     return outer, (step - outer * steps_per_outer) * plan.tile_rows
+
+
+@formula
+def steps_of_blocks(plan, first, last):
+    """The first step of the blocks from `first` on, and that after the last."""
+    n_steps = plan.n_outer * steps_of_outer(plan)
+    return first * plan.tiles_per_block, least(last * plan.tiles_per_block, n_steps)
+
+
+@formula
+def results_of_steps(plan, first, last):
+    """Where the results of such steps begin and end, which follow each other in memory."""
+    n_rows = least(last * plan.tile_rows, plan.n_inner)
+    return plan.out + first * plan.tile_rows * plan.out_inner, plan.out + n_rows * plan.out_inner
 
 
 @formula

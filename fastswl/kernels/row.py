@@ -16,6 +16,8 @@ from fastswl.kernels.plan import (
     load_plan,
     logits_of_row,
     results_of_row,
+    results_of_steps,
+    steps_of_blocks,
     steps_of_outer,
 )
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES, parts_of
@@ -27,11 +29,11 @@ from fastswl.kernels.rows import (
     SHIFT,
     TABLE_BYTES,
     describe_tile,
+    end_block,
     finish_rows,
     keep_row_values,
     raise_exactly,
     start_block,
-    store_partial,
 )
 from fastswl.simd import (
     VECTOR_BYTES,
@@ -193,48 +195,45 @@ def long_walk(storage, target_storage, plan_address, scratch, first, last):
 
 @routine
 def walk_rows(storage, target_storage, n_parts, plan, scratch, first, last):
-    """Blocks of tiles of rows of `n_parts`, None for one."""
+    """Blocks of tiles of rows of `n_parts`, None for one: results of a block's last tile are written while the next block's first is
+    computed."""
     arithmetic = arithmetic_of(storage)
     tiles_per_outer = steps_of_outer(plan)
-    n_tiles = plan.n_outer * tiles_per_outer
-    for block in range(first, last):
-        first_tile = block * plan.tiles_per_block
-        last_tile = least(first_tile + plan.tiles_per_block, n_tiles)
-        begin, end = word(0), word(0)
-        if plan.gathered != 0:
-            begin = plan.out + first_tile * plan.tile_rows * plan.out_inner
-            end = plan.out + least(last_tile * plan.tile_rows, plan.n_inner) * plan.out_inner
-        here, before = scratch, scratch + plan.tile_bytes
-        start_block(arithmetic, here)
-        start_block(arithmetic, before)
-        outer_before, inner_before, count_before = word(0), word(0), word(0)
-        # one step more, to write the results of the last
-        for tile in range(first_tile, last_tile + least(plan.out, 1)):
-            outer, inner = first_row_of_step(plan, tiles_per_outer, tile)
-            count = least(plan.tile_rows, plan.n_inner - inner) if tile < last_tile else word(0)
-            row_tile(
-                storage,
-                target_storage,
-                n_parts,
-                plan,
-                here,
-                before,
-                outer,
-                inner,
-                count,
-                outer_before,
-                inner_before,
-                count_before,
-                begin,
-                end,
-            )
-            if count > 0:
-                raise_exactly(storage, plan, here)
-                finish_rows(storage, plan, here)
-                if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                    keep_row_values(storage, target_storage, plan, here, scratch, outer, inner, count)
-            if plan.out != 0:
-                here, before = before, here
-                outer_before, inner_before, count_before = outer, inner, count
-        if plan.partials != 0:
-            store_partial(arithmetic, plan, scratch, block)
+    first_tile, last_tile = steps_of_blocks(plan, first, last)
+    begin, end = word(0), word(0)
+    if plan.gathered != 0:
+        begin, end = results_of_steps(plan, first_tile, last_tile)
+    here, before = scratch, scratch + plan.tile_bytes
+    start_block(arithmetic, here)
+    start_block(arithmetic, before)
+    outer_before, inner_before, count_before = word(0), word(0), word(0)
+    # one step more, to write the results of the last
+    for tile in range(first_tile, last_tile + least(plan.out, 1)):
+        outer, inner = first_row_of_step(plan, tiles_per_outer, tile)
+        count = least(plan.tile_rows, plan.n_inner - inner) if tile < last_tile else word(0)
+        row_tile(
+            storage,
+            target_storage,
+            n_parts,
+            plan,
+            here,
+            before,
+            outer,
+            inner,
+            count,
+            outer_before,
+            inner_before,
+            count_before,
+            begin,
+            end,
+        )
+        if count > 0:
+            raise_exactly(storage, plan, here)
+            finish_rows(storage, plan, here)
+            if plan.operation == LOGSUMEXP or plan.operation == LOSS:
+                keep_row_values(storage, target_storage, plan, here, scratch, outer, inner, count)
+            if plan.partials != 0:
+                end_block(arithmetic, plan, scratch, tile, last_tile)
+        if plan.out != 0:
+            here, before = before, here
+            outer_before, inner_before, count_before = outer, inner, count

@@ -36,6 +36,7 @@ from fastswl.simd import (
     load_int64,
     load_wide,
     narrow,
+    quotient,
     result_of,
     select,
     splat_like,
@@ -119,7 +120,7 @@ FIRST_GUESS = 48.0
 
 @formula
 def start_block(storage, table):
-    """Before the first tile of a block."""
+    """Before the first tile of a block, or of several."""
     zero = wide_zero(storage)
     for offset in steps(0, TABLE_BYTES, LINE):
         store_wide(storage, table + offset, zero)
@@ -582,3 +583,16 @@ def store_partial(storage, plan, table, block):
     high, low = exact_total_of_lanes(storage, load_wide(storage, table + SUM), load_wide(storage, table + SUM_LOW))
     store_double(plan.partials + 16 * block, high)
     store_double(plan.partials + 16 * block + 8, low)
+
+
+@formula
+def end_block(storage, plan, sums, step, end):
+    """After a step of a walk that goes on from block to block, up to the step `end`: the losses of a block that ends here; the next
+    begins at 0."""
+    block = quotient(step, plan.tiles_per_block)
+
+    def close():
+        store_partial(storage, plan, sums, block)
+        start_losses(storage, sums)
+
+    when((step + 1 == end) | (step + 1 == (block + 1) * plan.tiles_per_block), close)
