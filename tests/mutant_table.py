@@ -2297,6 +2297,38 @@ SIZES = [
         "test_sizes.py::test_broadcast_logits",
     ),
     mutant(
+        "results are written before exponentials take their place",
+        "kernels/part.py",
+        """        write_bite(results, done, written, first, least(bite, n_done - first))
+        end = least(first + bite, n_filled)
+        exp_of_guessed_bite(
+            given, plan, so_far, logits, put, exponentials, weights, first, end, whole, patched, magic, lowest
+        )
+""",
+        """        end = least(first + bite, n_filled)
+        exp_of_guessed_bite(
+            given, plan, so_far, logits, put, exponentials, weights, first, end, whole, patched, magic, lowest
+        )
+        write_bite(results, done, written, first, least(bite, n_done - first))
+""",
+        "test_walks.py::test_streamed_results_have_the_same_bits",
+    ),
+    mutant(
+        "results are written where powers of two are not guessed, too",
+        "kernels/part.py",
+        """        write_bite(result_of(storage), done, written, first, least(bite, n_done - first))
+        high, low = exp_of_bite(""",
+        """        high, low = exp_of_bite(""",
+        "test_walks.py::test_streamed_results_have_the_same_bits",
+    ),
+    mutant(
+        "exponentials of rows in place end with the row",
+        "kernels/row.py",
+        "source, fills = results_before, False",
+        "source, fills = results_before, True",
+        "test_walks.py::test_nothing_is_written_between_rows",
+    ),
+    mutant(
         "the losses of a block do not go into the next one's",
         "kernels/rows.py",
         "        start_losses(storage, sums)\n\n    when(",

@@ -351,6 +351,18 @@ def test_split_rows_past_the_caches(n_classes, past_a_line, dtype, crossovers):
         assert (memory[:first] == 7).all() and (memory[first + x.size :] == 7).all()
 
 
+@pytest.mark.parametrize("class_step", [1, 2])
+@pytest.mark.parametrize("n_classes", [505, 3005, 9001])
+def test_nothing_is_written_between_rows(n_classes, class_step):
+    """Of results that are made where they go, also where exponentials are computed a whole vector at a time."""
+    logits = np.random.default_rng(8).normal(size=(3, n_classes * class_step)).astype(np.float32)[:, ::class_step]
+    memory = np.full((4, n_classes + 40), np.float32(7))
+    swl.softmax(logits, out=memory[:3, :n_classes])
+    np.testing.assert_array_equal(memory[:3, :n_classes], swl.softmax(logits.copy()))
+    assert (memory[:3, n_classes:] == 7).all()
+    assert (memory[3] == 7).all()
+
+
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("with_grad", [False, True])
 @pytest.mark.parametrize("shape", [(1000, 2), (1000, 30), (1000, 60), (1000, 200), (300, 3000), (200, 9000)])

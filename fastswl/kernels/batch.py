@@ -14,7 +14,7 @@ import numpy as np
 
 from fastswl.compilation import routine
 from fastswl.kernels.batch_results import RowOut, write_rows
-from fastswl.kernels.block import FAR_32, FAR_AHEAD, larger, smaller
+from fastswl.kernels.block import FAR_32, larger, once_ahead, smaller
 from fastswl.kernels.lines import copy_numbers, vectors_in, vectors_of
 from fastswl.kernels.merge import largest_is_most, mark_rows, settle_rows, weight_of_part
 from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, LEFT_OUT_BELOW, WRONG_GUESSES, row_part
@@ -74,8 +74,7 @@ from fastswl.simd import (
     load_wide,
     narrow,
     pair_up,
-    prefetch,
-    prefetch_second_level,
+    prefetch_once,
     select,
     splat_like,
     steps,
@@ -229,7 +228,7 @@ def raise_alone(storage, target_storage, plan, table, batch, outer, inner):
             logits = batch.logits + batch.logits_step * row
             row_part(
                 storage, target_storage, None, plan, table, row, table + 8 * row, area, area_bytes, word(0), word(0),
-                area, False, logits, outer, inner + row, word(0), plan.n_classes,
+                area, True, False, logits, outer, inner + row, word(0), plan.n_classes,
                 no_results(arithmetic, target_storage), word(0),
             )  # fmt: skip
         again = settle_rows(arithmetic, plan, table) and mark_rows(arithmetic, plan, table, batch.count)
@@ -264,18 +263,17 @@ class Row:
         self.is_last = (row == batch.count - 1) | (batch.logits_step < itemsize(storage) * self.n_classes)
         self.edge = memory + EDGE + VECTOR_BYTES
         self.total = Running(wide_zero(storage))
+        self.far = once_ahead(plan)
 
     def logit(self, i):
         """A vector of logits."""
         return load(self.given, self.logits + self.rows * itemsize(self.given) * i)
 
     def ask_for(self, i, count):
-        """The lines that are read next: what follows the row in memory."""
+        """The lines that are read next: of this row, or what follows it in memory."""
         size = itemsize(self.given)
         for k in range(count):
-            place = self.logits + size * (self.n_classes + self.rows * (i + k))
-            prefetch(place)
-            prefetch_second_level(place + FAR_AHEAD)
+            prefetch_once(self.logits + size * self.rows * (i + k) + self.far)
 
     def last_vector(self):
         """That of the row's end, which overlaps the one before."""

@@ -49,7 +49,6 @@ from fastswl.simd import (
     load_wide,
     log2_of,
     narrow,
-    prefetch_second_level,
     result_of,
     select,
     splat_like,
@@ -154,15 +153,13 @@ def result_of_row(storage, target_storage, plan, table, batch, out, row):
     )
     ignored = (plan.operation == LOSS) & (load_double(table + ROW_WEIGHT + 8 * row) == 0.0)
     when(ignored, lambda: fill_numbers(arithmetic, source, n, zero))
-    # what this thread reads next: the same row two batches on (the next is being read while these are written)
-    ahead = batch.logits + batch.logits_step * (2 * plan.tile_rows + row)
     end = place + itemsize(results) * n
     more = [None] * 6
     if target_storage is not None:
         taken = splat_like(zero, load_one(arithmetic, table + TAKEN + 4 * row))
         mass, moves = load_int64(table + MASS_AT + 8 * row), load_int64(table + MASS_MOVES + 8 * row)
         more = [True, taken, mass, moves, table + ONES, 0]
-    return Results(source, place, n, ~is_log, factor, factor_low, *more, 0, place, end, ahead)
+    return Results(source, place, n, ~is_log, factor, factor_low, *more, 0, place, end)
 
 
 class RowOut:
@@ -208,11 +205,10 @@ class RowOut:
         count = least(count, self.n_vectors - first)
         unit = self.rows * self.size
         offset = self.first + self.rows * first
-        place, ahead = self.done.target + self.size * offset, self.done.ahead + self.size * offset
+        place = self.done.target + self.size * offset
 
         def vectors(own):
             for i in steps(0, count):
-                prefetch_second_level(ahead + unit * i)
                 store_streaming(self.storage, place + unit * i, result_at(self.arithmetic, own, offset + self.rows * i))
 
         by_kind(self.done, vectors)

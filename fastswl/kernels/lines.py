@@ -22,7 +22,6 @@ from fastswl.simd import (
     load,
     load_one,
     log2_of,
-    prefetch_second_level,
     same_storage,
     select,
     splat_like,
@@ -185,7 +184,6 @@ class Results(NamedTuple):
     line: int
     begin: int
     end: int
-    ahead: int  # what is read after they are written
 
 
 @formula
@@ -252,10 +250,8 @@ def write_vectors_here(storage, results, first, n):
     arithmetic = arithmetic_of(storage)
     unit = lanes(storage) * itemsize(storage)
     target = results.target + itemsize(storage) * first
-    ahead = results.ahead + itemsize(storage) * first
     for i in steps(0, n):
         e = result_at(arithmetic, results, first + lanes(storage) * i)
-        prefetch_second_level(ahead + unit * i)
         place = target + unit * i
         choose(
             results.line != 0,
@@ -343,7 +339,6 @@ def finish_in_place(storage, results, first):
         head, tail = result_at(storage, own, 0), result_at(storage, own, last)
         for i in steps(0, vectors_in(storage, n - first)):
             c = first + width * i
-            prefetch_second_level(own.ahead + size * c)
             store(storage, own.source + size * c, result_at(storage, own, c))
         store(storage, own.source, head)
         store(storage, own.source + size * last, tail)

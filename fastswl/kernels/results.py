@@ -101,22 +101,22 @@ def no_results(storage, target_storage):
     """Nothing on its way out."""
     zero = narrow(storage, wide_zero(storage))
     more = [None] * 6 if target_storage is None else [False, zero, 0, 0, 0, 0]
-    return Results(0, 0, 0, False, zero, zero, *more, 0, 0, 0, 0)
+    return Results(0, 0, 0, False, zero, zero, *more, 0, 0, 0)
 
 
 @formula
 def finish_part(
-    storage, target_storage, n_parts, plan, table, row, part, areas, area_bytes, source, out, ahead, outer, inner, first_class, n,
+    storage, target_storage, n_parts, plan, table, row, part, areas, area_bytes, source, out, outer, inner, first_class, n,
     line, begin, end,
 ):  # fmt: skip
     """The results of one part of a row, which go to `out`, from its exponentials (log_softmax: logits), which lie at `source`: what is
-    left to do is to write them. Meanwhile logits are asked for from `ahead` on. `begin` and `end` are those of the part where they
+    left to do is to write them. `begin` and `end` are those of the part where they
     are 0; see `Results`."""
     arithmetic, results, step = arithmetic_of(storage), result_of(storage), record_step(n_parts)
     size = itemsize(arithmetic)
     n_vectors = vectors_of(storage, n)
     # of scratch memory all that is filled up
-    n_numbers = select(source == areas, lanes(storage) * n_vectors, n)
+    n_numbers = select(source == out, n, lanes(storage) * n_vectors)
     like = load(arithmetic, source)
 
     def number(what, factor=1.0):
@@ -182,7 +182,7 @@ def finish_part(
     more = more if target_storage is not None else [None] * 6
     done = Results(
         source, out, n, scaled.value, factor.value, factor_low.value, *more,
-        line, select(begin == 0, out, begin), select(begin == 0, out + itemsize(results) * n, end), ahead,
+        line, select(begin == 0, out, begin), select(begin == 0, out + itemsize(results) * n, end),
     )  # fmt: skip
 
     def gradient():

@@ -89,8 +89,6 @@ def row_tile(
     guesses, in_place = powers_are_guessed(storage, plan), results_in_place(storage, target_storage, plan)
     logits, out = logits_of_row(plan, outer, inner), results_of_row(plan, outer, inner)
     out_before = results_of_row(plan, outer_before, inner_before)
-    # what this thread reads next: the same rows two tiles on (the next tile is being read while these are written)
-    logits_ahead = logits_of_row(plan, outer_before, inner_before + 2 * plan.tile_rows)
     finished, again = False, True
     while again:
         again = False
@@ -103,12 +101,18 @@ def row_tile(
                 first_class = part_classes * i
                 n = n_classes if n_parts is None else least(part_classes, n_classes - first_class)
                 record = 8 * row if n_parts is None else parts + PART_BYTES * number
-                area, area_before = here + areas + part_bytes * number, before + areas + part_bytes * number
-                target, source = area, area_before
+                # (exponentials that nobody wants lie in one place)
+                behind = areas + part_bytes * number if plan.out != 0 else areas
+                area, area_before = here + behind, before + behind
+                target, source, fills = area, area_before, True
+                if target_storage is None:
+                    # exponentials follow close behind those whose results are written: they take their place
+                    target = source = least(here, before) + behind
+                    area = area_before = greatest(here, before) + areas
                 results_before = out_before + row * plan.out_inner + first_class * plan.out_class
                 if in_place and n >= lanes(storage):
                     target = out + row * plan.out_inner + first_class * plan.out_class
-                    source = results_before
+                    source, fills = results_before, False
                 of_part = row * plan.logits_inner + first_class * plan.logits_class
                 done = no_results(arithmetic, target_storage)
                 if not finished and row < count_before:
@@ -124,7 +128,6 @@ def row_tile(
                         area_bytes,
                         source,
                         results_before,
-                        logits_ahead + of_part,
                         outer_before,
                         inner_before + row,
                         first_class,
@@ -135,6 +138,7 @@ def row_tile(
                     )
                 written = write_head(results, done)
                 n_done = (done.n - written) // lanes(storage)
+                write_tail(results, done, written + n_done * lanes(storage))
                 if wanted:
                     row_part(
                         storage,
@@ -149,6 +153,7 @@ def row_tile(
                         here + areas,
                         here + TABLE_BYTES,
                         target,
+                        fills,
                         guesses,
                         logits + of_part,
                         outer,
@@ -160,7 +165,6 @@ def row_tile(
                     )
                 else:
                     write_vectors(results, done, written, n_done)
-                write_tail(results, done, written + n_done * lanes(storage))
             if n_parts is not None:
                 far = wanted and merge_parts(
                     arithmetic, plan, here, row, here + parts + PART_BYTES * n_parts * row, n_parts

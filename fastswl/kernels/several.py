@@ -36,7 +36,7 @@ from fastswl.simd import (
     load_one,
     narrow,
     parted,
-    prefetch,
+    prefetch_once,
     prefetch_second_level,
     select,
     steps,
@@ -65,12 +65,13 @@ OTHERS_TOGETHER = 2
 
 class Next(NamedTuple):
     """What is read next: a line for each vector, `step` bytes from one class to the next, `between` those of one tile and the next;
-    into the second-level cache comes what lies `far` bytes behind it. Of how many tiles, and whether `near` lines are asked for, and
-    far ones."""
+    what lies `close` bytes behind it comes into the first-level cache, into the second-level one what lies `far` bytes behind it. Of
+    how many tiles, and whether `near` lines are asked for, and far ones."""
 
     place: Any
     step: Any
     between: Any
+    close: Any
     far: Any
     n_tiles: int = 1
     near: bool = True
@@ -89,7 +90,7 @@ class Next(NamedTuple):
         """For formulas: the lines of a class, of which the first is at `place`."""
         for _ in range(self.n_tiles):
             if self.near:
-                prefetch(place)
+                prefetch_once(place + self.close)
             if self.distant:
                 prefetch_second_level(place + self.far)
             place = place + self.between

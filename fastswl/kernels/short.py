@@ -7,7 +7,7 @@ what goes from stage to stage.
 import functools
 
 from fastswl.compilation import block_kernel, routine
-from fastswl.kernels.block import FAR_AHEAD, STRIDED_AHEAD
+from fastswl.kernels.block import FAR_AHEAD, STRIDED_AHEAD, once_ahead
 from fastswl.kernels.few import two_or_three_classes
 from fastswl.kernels.losses import weighted
 from fastswl.kernels.plan import LOSS, first_row_of_step, load_plan, steps_of_outer, targets_of_row
@@ -36,12 +36,13 @@ from fastswl.simd import (
     arithmetic_of,
     choose,
     formula,
+    greatest,
     interleave,
     itemsize,
     lanes,
     least,
     log2_of,
-    prefetch_second_level,
+    prefetch_once,
     quotient,
     result_of,
     select,
@@ -164,7 +165,7 @@ def load_step(storage, plan, scratch, source, n_rows, in_registers):
         separate(of, place, tile, n_classes)
         # (what a processor looks ahead is not enough for the rows of a step at once: 3 classes past the caches, 0.5 to 0.36 ns)
         for line in range(n_classes * itemsize(of) * lanes(of) // LINE_BYTES):
-            prefetch_second_level(place + FAR_AHEAD + LINE_BYTES * line)
+            prefetch_once(place + FAR_AHEAD + LINE_BYTES * line)
 
     strides = plan.logits_inner, plan.logits_class
     move_tiles(storage, plan, scratch, n_rows, strides, source, one, None if in_registers is None else end_to_end)
@@ -245,10 +246,12 @@ def what_follows(storage, plan, source):
     next_step = source + plan.logits_inner * plan.tile_rows
 
     def in_rows():
-        return VECTOR_BYTES, VECTOR_BYTES * plan.n_classes, FAR_AHEAD
+        # (past the second-level cache; what is here already is not asked for twice)
+        far = greatest(once_ahead(plan) - plan.logits_inner * plan.tile_rows, 0)
+        return VECTOR_BYTES, VECTOR_BYTES * plan.n_classes, far, far
 
     def in_columns():
         far = least(quotient(STRIDED_AHEAD, plan.n_classes), FAR_AHEAD)
-        return plan.logits_class, itemsize(storage) * lanes(storage), far
+        return plan.logits_class, itemsize(storage) * lanes(storage), 0, far
 
     return Next(next_step, *choose(plan.logits_inner == itemsize(storage), in_rows, in_columns))

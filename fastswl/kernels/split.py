@@ -90,6 +90,7 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
             areas,
             scratch + LINE_ROOM,
             areas,
+            True,
             powers_are_guessed(storage, plan),
             logits_of_row(plan, outer, inner) + first_class * plan.logits_class,
             outer,
@@ -116,8 +117,6 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
     last_part = least(first_part + STRETCH_PARTS, n_parts)
     line = scratch + VECTOR_BYTES if plan.streaming != 0 else word(0)
     place, logits = results_of_row(plan, outer, inner), logits_of_row(plan, outer, inner)
-    # (of the row two on)
-    ahead = logits_of_row(plan, outer, inner + 2 * plan.tile_rows)
     guesses = powers_are_guessed(storage, plan)
     begin = place + first_part * part_classes * plan.out_class
     end = place + least(last_part * part_classes, plan.n_classes) * plan.out_class
@@ -146,6 +145,7 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
                 here,
                 so_far,
                 here,
+                True,
                 guesses,
                 logits + first_class * plan.logits_class,
                 outer,
@@ -171,7 +171,6 @@ def finish_stretch(storage, target_storage, plan, scratch, unit, n_parts):
                 area_bytes,
                 here,
                 place + first_class * plan.out_class,
-                ahead + first_class * plan.logits_class,
                 outer,
                 inner,
                 first_class,

@@ -1,10 +1,16 @@
 """Choices of the compilation: what a storage and the target say."""
 
+import functools
+import os
+
 import llvmlite.ir as ir
 from numba.core import types
 
 from fastswl.simd.symbols import as_symbol, intrinsic
 from fastswl.simd.types import I1, I64, STORAGE_TYPES, target_has
+
+#: the first-level cache of most processors of before 2020
+SMALL_FIRST_LEVEL_BYTES = 32768
 
 
 @intrinsic
@@ -73,6 +79,17 @@ def vectors_side_by_side(typingctx, most):
         return args[0] if target_has(context, "avx512f") else ir.Constant(I64, 1)
 
     return types.int64(types.int64), codegen
+
+
+@functools.cache
+def first_level_bytes():
+    """Bytes of this machine's first-level cache of data, those of a small one where nobody says; what is made of it must change no
+    bit."""
+    try:
+        size = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        size = 0
+    return size if size > 0 else SMALL_FIRST_LEVEL_BYTES
 
 
 @intrinsic

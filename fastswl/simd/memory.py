@@ -321,6 +321,8 @@ def _prefetch(locality):
     return ask
 
 
-#: ask for the cache line of an address, into the first or the second level; neither faults
+#: ask for the cache line of an address, into the first or the second level, or into the first alone, which does not pass it on once it
+#: was read; none faults
 prefetch = _prefetch(3)
 prefetch_second_level = _prefetch(2)
+prefetch_once = _prefetch(0)
