@@ -2329,6 +2329,13 @@ SIZES = [
         "test_walks.py::test_nothing_is_written_between_rows",
     ),
     mutant(
+        "what rows read next passes by the second-level cache",
+        "simd/memory.py",
+        "prefetch_once = _prefetch(0)",
+        "prefetch_once = _prefetch(2)",
+        "test_machine_code.py::test_what_rows_read_next_passes_by_the_second_level_cache",
+    ),
+    mutant(
         "the losses of a block do not go into the next one's",
         "kernels/rows.py",
         "        start_losses(storage, sums)\n\n    when(",

@@ -248,6 +248,13 @@ def test_no_library_function_is_called(code):
 
 
 @marked
+def test_what_rows_read_next_passes_by_the_second_level_cache(code, request):
+    """(Of tiles, which are transposed from what lies there, it does not.)"""
+    once = [line for lines in exp_loops(code.assembly) for line in lines if "prefetchnta" in line]
+    assert bool(once) == (request.node.callspec.params["code"] not in ("tile", "panel"))
+
+
+@marked
 def test_rows_of_few_classes_are_packed_at_full_width(target, tmp_path):
     code = compile_kernel(FEW, "plain", TARGETS[target], tmp_path)
     pieces = [block.lines for block in blocks(code.assembly).values() if any(map(SHIFT.match, block.lines))]

@@ -243,9 +243,9 @@ def raise_alone(storage, target_storage, plan, table, batch, outer, inner):
 @formula
 def find_windows(storage, table, memory):
     """Where the window of each row begins that leaves its class out; what is beside the window's middle leaves none out."""
-    store_integers(storage, memory + WINDOWS, load_wide(storage, table + CLASS) * (0.0 - itemsize(storage)))
-    # where the logit is that is left out, or another
     index = load_wide(storage, table + CLASS)
+    store_integers(storage, memory + WINDOWS, index * (0.0 - itemsize(storage)))
+    # where the logit is that is left out, or another
     store_integers(storage, table + PLACES, select(index < 0.0, wide_zero(storage), index))
 
 
@@ -274,6 +274,11 @@ class Row:
         size = itemsize(self.given)
         for k in range(count):
             prefetch_once(self.logits + size * self.rows * (i + k) + self.far)
+
+    def keep_left_out(self, table, row):
+        """The logit of its class, or another where it has none."""
+        place = self.logits + itemsize(self.given) * load_integer(table + PLACES + 4 * row, 32, True)
+        store_one(self.storage, table + LEFT_OUT + 4 * row, load_one(self.given, place))
 
     def last_vector(self):
         """That of the row's end, which overlaps the one before."""
@@ -376,8 +381,7 @@ def guessed_rows(
 
     def one(row, between, is_weighed=False):
         own = Row(storage, plan, table, memory, batch, row)
-        at_class = own.logits + itemsize(storage) * load_integer(table + PLACES + 4 * row, 32, True)
-        store_one(arithmetic, table + LEFT_OUT + 4 * row, load_one(storage, at_class))
+        own.keep_left_out(table, row)
         top, weighed = Running(none), Running(own.weigh_edge(weights, moves) if is_weighed else 0)
 
         def work(i, x, at_edge):
@@ -472,8 +476,9 @@ def store_references(storage, table, top, m, power, shift):
         store_wide(storage, table + line, wide_zero(storage))
 
 
+@formula
 def store_sums(storage, table, memory):
-    """For formulas: the sum of each row, in units of its reference."""
+    """The sum of each row, in units of its reference."""
     factor = exp2_whole(FLOAT64, load_wide(storage, table + UNITS) - load_wide(storage, table + POWER))
     sums = [load_wide(storage, memory + SUMS + LINE * row) for row in range(BATCH_ROWS)]
     total = fold_rows(sums, lambda a, b: a + b) * factor
@@ -500,12 +505,7 @@ def store_spread(storage, plan, table, memory):
 
 @routine
 def settle_sums(storage, table, memory):
-    """The sums of rows that have references of their own."""
-    settled_sums(storage, table, memory)
-
-
-@formula
-def settled_sums(storage, table, memory):
+    """`store_sums` of rows that have references of their own."""
     store_sums(storage, table, memory)
 
 
@@ -522,8 +522,7 @@ def references_of_rows(storage, plan, table, memory, batch):
     zero = narrow(arithmetic, wide_zero(arithmetic))
     for row in steps(0, batch.count):
         own = Row(storage, plan, table, memory, batch, row)
-        at_class = own.logits + itemsize(storage) * load_integer(table + PLACES + 4 * row, 32, True)
-        store_one(arithmetic, table + LEFT_OUT + 4 * row, load_one(storage, at_class))
+        own.keep_left_out(table, row)
         last = own.last_vector()
         top, strange = Running(larger(last, zero - np.inf)), Running(select(last == last, zero, last))
         for i in steps(0, own.whole):

@@ -32,6 +32,7 @@ from fastswl.kernels.rows import (
     others_at_target,
     smoothing_unit,
 )
+from fastswl.kernels.stream import write_numbers
 from fastswl.simd import (
     FLOAT64,
     VECTOR_BYTES,
@@ -183,11 +184,6 @@ class RowOut:
         """The vector of results from a class on."""
         return by_kind(self.done, lambda own: result_at(self.arithmetic, own, number))
 
-    def write_numbers(self, place, source, n):
-        """Some numbers, one by one."""
-        for i in steps(0, n):
-            store_one(self.storage, place + self.size * i, load_one(self.storage, source + self.size * i))
-
     def finish_vector(self):
         """The vector that this row begins in."""
         before = self.rows - self.first
@@ -197,7 +193,7 @@ class RowOut:
         choose(
             vector < self.begin,
             lambda: store_streaming(self.storage, vector, load(self.storage, self.line)),
-            lambda: self.write_numbers(self.done.target, at, self.first),
+            lambda: write_numbers(self.storage, self.done.target, at, self.first),
         )
 
     def write(self, first, count):
@@ -224,7 +220,7 @@ class RowOut:
         def keep():
             store(self.storage, self.line + self.size * (rest - self.rows), self.result(n - self.rows))
             is_last = self.done.end == self.end
-            when(is_last, lambda: self.write_numbers(self.end - self.size * rest, self.line, rest))
+            when(is_last, lambda: write_numbers(self.storage, self.end - self.size * rest, self.line, rest))
 
         when(rest != 0, keep)
 

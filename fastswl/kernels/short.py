@@ -7,7 +7,7 @@ what goes from stage to stage.
 import functools
 
 from fastswl.compilation import block_kernel, routine
-from fastswl.kernels.block import FAR_AHEAD, STRIDED_AHEAD, once_ahead
+from fastswl.kernels.block import FAR_AHEAD, once_ahead
 from fastswl.kernels.few import two_or_three_classes
 from fastswl.kernels.losses import weighted
 from fastswl.kernels.plan import LOSS, first_row_of_step, load_plan, steps_of_outer, targets_of_row
@@ -242,16 +242,17 @@ def finish_step(storage, target_storage, plan, scratch, source, n_rows, in_regis
 
 
 def what_follows(storage, plan, source):
-    """For formulas: the lines of the next step."""
-    next_step = source + plan.logits_inner * plan.tile_rows
+    """For formulas: the lines of the next step, or as many behind them as the first-level cache has room for. (Two threads, past the
+    caches, of what it took to have them come through the second level: loss and gradient of 3 and 10 classes 0.95 and 0.88, of
+    images of 21 classes 0.83.)"""
+    step_bytes, ahead = plan.logits_inner * plan.tile_rows, once_ahead(plan)
+    next_step = source + step_bytes
 
     def in_rows():
-        # (past the second-level cache; what is here already is not asked for twice)
-        far = greatest(once_ahead(plan) - plan.logits_inner * plan.tile_rows, 0)
-        return VECTOR_BYTES, VECTOR_BYTES * plan.n_classes, far, far
+        # (what is here already is not asked for again)
+        return next_step + greatest(ahead - step_bytes, 0), VECTOR_BYTES, VECTOR_BYTES * plan.n_classes
 
     def in_columns():
-        far = least(quotient(STRIDED_AHEAD, plan.n_classes), FAR_AHEAD)
-        return plan.logits_class, itemsize(storage) * lanes(storage), 0, far
+        return next_step + quotient(ahead, plan.n_classes), plan.logits_class, itemsize(storage) * lanes(storage)
 
-    return Next(next_step, *choose(plan.logits_inner == itemsize(storage), in_rows, in_columns))
+    return Next(*choose(plan.logits_inner == itemsize(storage), in_rows, in_columns))
