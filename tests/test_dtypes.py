@@ -124,7 +124,10 @@ def test_the_upper_half_of_unsigned_targets(dtype):
         assert same_bits(result[:1], expected.loss[:1]) and np.all(result[1:] == 0)
 
 
-@pytest.mark.parametrize("logits", ["float32", "float64", "float16"])
+#: (each pair compiles a kernel of its own)
+@pytest.mark.parametrize(
+    "logits", ["float32", *(pytest.param(s, marks=pytest.mark.slow) for s in ("float64", "float16"))]
+)
 def test_probability_targets_of_every_dtype(any_dtype, logits):
     """Targets of another precision than the logits; the logits decide the result."""
     x = np.random.default_rng(3).normal(0, 2, (7, 5)).astype(logits)
