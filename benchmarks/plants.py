@@ -59,8 +59,10 @@ def _in_walk_over_tiles(walk: str, end_of_step: str, tiles: str, steps: int) -> 
 
 
 _END_OF_SHORT_STEP = "        if plan.partials != 0:\n            store_partial(arithmetic, plan, scratch, block)\n"
-_END_OF_ROW_STEP = "            finish_rows(storage, plan, here)\n"
-_END_OF_BATCH = "            finish_rows(arithmetic, plan, table)\n"
+_END_OF_ROW_STEP, _END_OF_BATCH = (
+    f"            settle_step(storage, target_storage, plan, {table}, scratch, outer, inner, count, {step})\n"
+    for table, step in (("here", "tile, last_tile"), ("table", "number, last_batch"))
+)
 _SPLIT_STEP = "        split_step(storage, target_storage, plan, scratch, unit, n_parts)\n"
 
 
@@ -92,7 +94,7 @@ SLOW = (
         "batch",
         (
             ("kernels/batch_walk.py", "import block_kernel\n", "import block_kernel, routine\n"),
-            ("kernels/batch_walk.py", "import describe_tile,", "import AGAIN, describe_tile,"),
+            ("kernels/batch_walk.py", "import describe_tile, settle", "import AGAIN, describe_tile, settle"),
             (
                 "kernels/batch_walk.py",
                 "import arithmetic_of, least, store_wide,",

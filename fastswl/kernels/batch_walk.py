@@ -4,8 +4,6 @@ from fastswl.compilation import block_kernel
 from fastswl.kernels.batch import EVEN_WEIGHTS, WINDOW, batch_of, open_window, raise_batch
 from fastswl.kernels.batch_results import prepare_results, store_results
 from fastswl.kernels.plan import (
-    LOGSUMEXP,
-    LOSS,
     first_row_of_step,
     load_plan,
     results_of_row,
@@ -13,7 +11,7 @@ from fastswl.kernels.plan import (
     steps_of_blocks,
     steps_of_outer,
 )
-from fastswl.kernels.rows import describe_tile, end_block, finish_rows, keep_row_values, raise_exactly, start_block
+from fastswl.kernels.rows import describe_tile, settle_step, start_block
 from fastswl.simd import arithmetic_of, least, store_wide, wide_zero, word
 
 
@@ -27,9 +25,7 @@ def batch_walk(storage, target_storage, plan_address, scratch, first, last):
     arithmetic = arithmetic_of(storage)
     batches_per_outer = steps_of_outer(plan)
     first_batch, last_batch = steps_of_blocks(plan, first, last)
-    begin, end = word(0), word(0)
-    if plan.gathered != 0:
-        begin, end = results_of_steps(plan, first_batch, last_batch)
+    begin, end = results_of_steps(plan, first_batch, last_batch)
     memory = scratch + 2 * plan.tile_bytes
     open_window(arithmetic, memory + WINDOW, plan.n_classes)
     if target_storage is not None:
@@ -63,12 +59,7 @@ def batch_walk(storage, target_storage, plan_address, scratch, first, last):
             inner,
         )
         if count > 0:
-            raise_exactly(arithmetic, plan, table)
-            finish_rows(arithmetic, plan, table)
-            if plan.operation == LOSS or plan.operation == LOGSUMEXP:
-                keep_row_values(storage, target_storage, plan, table, scratch, outer, inner, count)
-            if plan.partials != 0:
-                end_block(arithmetic, plan, scratch, number, last_batch)
+            settle_step(storage, target_storage, plan, table, scratch, outer, inner, count, number, last_batch)
             if plan.out != 0:
                 prepare_results(storage, target_storage, plan, table, batch)
                 out_before = results_of_row(plan, outer, inner)

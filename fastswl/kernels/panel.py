@@ -506,9 +506,13 @@ def made_by_weights(storage, plan, table):
 @formula
 def make_in_place(storage, tile, n_classes, made):
     """The results in place of what they are made of."""
-    for c in steps(0, n_classes):
-        place = tile + VECTOR_BYTES * c
-        store(storage, place, made.of(storage, load(storage, place), c))
+
+    def work(made):
+        for c in steps(0, n_classes):
+            place = tile + VECTOR_BYTES * c
+            store(storage, place, made.of(storage, load(storage, place), c))
+
+    made.by_kind(work)
 
 
 @formula

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from numba import types
 
-from fastswl.simd import Words, formula, least, quotient, words_at
+from fastswl.simd import Words, formula, least, quotient, select, words_at
 
 #: operations
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, LOSS = range(4)
@@ -134,9 +134,10 @@ def steps_of_blocks(plan, first, last):
 
 @formula
 def results_of_steps(plan, first, last):
-    """Where the results of such steps begin and end, which follow each other in memory."""
-    n_rows = least(last * plan.tile_rows, plan.n_inner)
-    return plan.out + first * plan.tile_rows * plan.out_inner, plan.out + n_rows * plan.out_inner
+    """Where the results of such steps begin and end, if they follow each other in memory; else 0 for both."""
+    begin = plan.out + first * plan.tile_rows * plan.out_inner
+    end = plan.out + least(last * plan.tile_rows, plan.n_inner) * plan.out_inner
+    return select(plan.gathered != 0, begin, 0), select(plan.gathered != 0, end, 0)
 
 
 @formula

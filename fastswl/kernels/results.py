@@ -110,8 +110,7 @@ def finish_part(
     line, begin, end,
 ):  # fmt: skip
     """The results of one part of a row, which go to `out`, from its exponentials (log_softmax: logits), which lie at `source`: what is
-    left to do is to write them. `begin` and `end` are those of the part where they
-    are 0; see `Results`."""
+    left to do is to write them. `begin` and `end` are those of the part where they are 0; see `Results`."""
     arithmetic, results, step = arithmetic_of(storage), result_of(storage), record_step(n_parts)
     size = itemsize(arithmetic)
     n_vectors = vectors_of(storage, n)

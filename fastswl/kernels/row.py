@@ -10,7 +10,6 @@ from fastswl.kernels.lines import vectors_of, write_head, write_tail, write_vect
 from fastswl.kernels.merge import mark_rows, merge_parts, settle_rows
 from fastswl.kernels.part import powers_are_guessed, row_part
 from fastswl.kernels.plan import (
-    LOGSUMEXP,
     LOSS,
     first_row_of_step,
     load_plan,
@@ -29,10 +28,7 @@ from fastswl.kernels.rows import (
     SHIFT,
     TABLE_BYTES,
     describe_tile,
-    end_block,
-    finish_rows,
-    keep_row_values,
-    raise_exactly,
+    settle_step,
     start_block,
 )
 from fastswl.simd import (
@@ -204,9 +200,7 @@ def walk_rows(storage, target_storage, n_parts, plan, scratch, first, last):
     arithmetic = arithmetic_of(storage)
     tiles_per_outer = steps_of_outer(plan)
     first_tile, last_tile = steps_of_blocks(plan, first, last)
-    begin, end = word(0), word(0)
-    if plan.gathered != 0:
-        begin, end = results_of_steps(plan, first_tile, last_tile)
+    begin, end = results_of_steps(plan, first_tile, last_tile)
     here, before = scratch, scratch + plan.tile_bytes
     start_block(arithmetic, here)
     start_block(arithmetic, before)
@@ -232,12 +226,7 @@ def walk_rows(storage, target_storage, n_parts, plan, scratch, first, last):
             end,
         )
         if count > 0:
-            raise_exactly(storage, plan, here)
-            finish_rows(storage, plan, here)
-            if plan.operation == LOGSUMEXP or plan.operation == LOSS:
-                keep_row_values(storage, target_storage, plan, here, scratch, outer, inner, count)
-            if plan.partials != 0:
-                end_block(arithmetic, plan, scratch, tile, last_tile)
+            settle_step(storage, target_storage, plan, here, scratch, outer, inner, count, tile, last_tile)
         if plan.out != 0:
             here, before = before, here
             outer_before, inner_before, count_before = outer, inner, count

@@ -585,6 +585,18 @@ def store_partial(storage, plan, table, block):
     store_double(plan.partials + 16 * block + 8, low)
 
 
+@routine
+def settle_step(storage, target_storage, plan, table, sums, outer, inner, count, step, end):
+    """From the sums of a step's rows to what their results are made with, and their losses; `step` and `end` as in `end_block`."""
+    arithmetic = arithmetic_of(storage)
+    raise_exactly(arithmetic, plan, table)
+    finish_rows(arithmetic, plan, table)
+    if plan.operation == LOGSUMEXP or plan.operation == LOSS:
+        keep_row_values(storage, target_storage, plan, table, sums, outer, inner, count)
+    if plan.partials != 0:
+        end_block(arithmetic, plan, sums, step, end)
+
+
 @formula
 def end_block(storage, plan, sums, step, end):
     """After a step of a walk that goes on from block to block, up to the step `end`: the losses of a block that ends here; the next
