@@ -417,6 +417,17 @@ def log_of_quotient(storage, s):
 
 
 @formula
+def log1p_in_float64(storage, a):
+    """log(1 + a) of float64 vectors from 0 to 2**1000, for results of the arithmetic type of `storage`."""
+    total = 1.0 + a
+    k, fraction = split_exponent(total)
+    near = a <= 1.0
+    difference, sum_of_both = select(near, a, fraction - 1.0), select(near, total + 1.0, fraction + 1.0)
+    core = log_of_quotient(storage, difference / sum_of_both)
+    return select(near, core, fma(k, LN2, core))
+
+
+@formula
 def split_exponent(a):
     """(k, a 2**-k) of positive normal float64, with a 2**-k in [sqrt(1/2), sqrt(2)); inf and NaN stay in the second."""
     bits = as_bits(a)

@@ -191,18 +191,21 @@ def tiles_go_alone(storage: str, walk: Walk, fields: dict[str, Any]) -> bool:
     )
 
 
-def goes_in_batches(storage: str, options: Options, names: tuple[str, ...]) -> bool:
+def goes_in_batches(storage: str, options: Options, plainest: str) -> bool:
     """Whether the walk over batches has what is asked for: all that calls without options want, weights, smoothing of
     class indices, and a z_loss."""
     if options.operation == LOSS:
-        return plainest_walk(options, names) != "panel"
+        return plainest != "panel"
     # (log_softmax is made of logits, which are those of the caller)
     return options.operation != LOG_SOFTMAX or storage == "float32"
 
 
-def plainest_walk(options: Options, names: tuple[str, ...]) -> str:
+def plainest_walk(options: Options, names: tuple[str, ...], n_classes: int) -> str:
     """Of the walks for short rows, "few", "short" and "panel", the first that has what is asked for."""
-    if options.operation == LOGSUMEXP or "softmax" in names or "mask" in names:
+    if options.operation == LOGSUMEXP:
+        # (from there on none is left out of the sum, which is shorter)
+        return "short" if n_classes <= COMPARED_CLASSES else "panel"
+    if "softmax" in names or "mask" in names:
         return "panel"
     if options.operation != LOSS:
         return "few"
@@ -264,12 +267,12 @@ def find_route(
         fields[f"{name}_outer"], fields[f"{name}_inner"] = own[-2:]
         if f"{name}_class" in Plan._fields:
             fields[f"{name}_class"] = class_stride
-    plainest = plainest_walk(options, names)
+    plainest = plainest_walk(options, names, shape[-1])
     n_rows = lengths[-2] * lengths[-1]
     n_elements = n_rows * shape[-1]
     streaming = n_elements * STORAGES[storage].itemsize > STREAMING_BYTES
     strides_of_logits = fields["logits_class"], fields["logits_inner"]
-    in_batches = goes_in_batches(storage, options, names)
+    in_batches = goes_in_batches(storage, options, plainest)
     walk = choose_walk(
         storage, shape[-1], *strides_of_logits, areas, plainest, in_batches, streaming and "out" in names
     )

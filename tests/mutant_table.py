@@ -3524,6 +3524,27 @@ SHORT_ROWS = [
         f"{TEST_FEW}weights_and_ignored_rows[float32-10]",
     ),
     mutant(
+        "short rows: a logsumexp of NaN beside -inf is NaN",
+        SEVERAL,
+        "widen(reference.top) + d)",
+        "widen(reference.top))",
+        "test_special_values.py",
+    ),
+    mutant(
+        "short rows: a logsumexp with +inf is +inf",
+        SEVERAL,
+        "tiles.none + np.inf, widen(reference.top)",
+        "tiles.none, widen(reference.top)",
+        "test_special_values.py",
+    ),
+    mutant(
+        "short rows: the sum of a logsumexp has powers of two",
+        "vectormath.py",
+        "select(near, core, fma(k, LN2, core))",
+        "core",
+        "test_softmax_family.py",
+    ),
+    mutant(
         "short rows: NaN beside +inf makes all of a log_softmax NaN",
         SEVERAL,
         "top.value = select(x == x, top.value, x)",
