@@ -117,7 +117,7 @@ class Sums(NamedTuple):
 
 def several_classes(storage, plain, plan, losses, tables, following):
     """For formulas: from the logits in tiles to the results in place of them; losses are added to the sum in the table `losses`.
-    (`plain` says that there is no smoothing, for which less is written.)"""
+    (`plain`: neither smoothing nor logsumexp, for which less is written.)"""
     tiles = Tiles(storage, tables, plan.n_classes)
     is_loss = plan.operation == LOSS
     index = choose(is_loss, lambda: tiles.zero - 1.0, lambda: index_of_rows(storage, tables))

@@ -1,4 +1,4 @@
-"""Rows of up to 48 classes, float32 arithmetic, with no options but weights, smoothing and z_loss: tiles, some of them side by side.
+"""Rows of up to 48 classes (logsumexp: 32), float32 arithmetic, no options but weights, smoothing and z_loss: tiles side by side.
 
 Walks of their own beside that of panels, which has all options: kernels are shorter to compile, and a tile's table need not hold
 what goes from stage to stage.
