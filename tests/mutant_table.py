@@ -3425,7 +3425,7 @@ FEW_CLASSES = [
     mutant(
         "few classes: softmax beside the gradient is for another kernel",
         WALKS,
-        ' or "softmax" in names',
+        '"softmax" in names or ',
         "",
         f"{TEST_FEW}the_layer_and_memory_behind_results",
     ),
