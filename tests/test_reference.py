@@ -118,6 +118,7 @@ def test_logsumexp_with_factors_against_scipy(x, b):
     np.testing.assert_array_equal(reference_logsumexp(x, b=b), plain)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("kind", TARGET_KINDS)
 def test_loss_and_gradient_against_torch(kind, reduction):
