@@ -106,6 +106,7 @@ def figures(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_every_benchmark_times_its_kernel(figures):
     unmoved = {}
     for name, (_, *values) in figures["usual"].items():
@@ -117,6 +118,7 @@ def test_every_benchmark_times_its_kernel(figures):
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_no_benchmark_times_a_compilation(figures):
     """It takes seconds; the first calls of all benchmarks take a fraction of one."""
     compiling = {
