@@ -16,7 +16,7 @@ from fastswl.compilation import routine
 from fastswl.kernels.batch_results import RowOut, write_rows
 from fastswl.kernels.block import FAR_32, larger, once_ahead, smaller
 from fastswl.kernels.lines import copy_numbers, vectors_in, vectors_of
-from fastswl.kernels.merge import largest_is_most, mark_rows, settle_rows, weight_of_part
+from fastswl.kernels.merge import largest_is_most, mark_rows, settle_rows, take_largest_out, weight_of_part
 from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, LEFT_OUT_BELOW, WRONG_GUESSES, row_part
 from fastswl.kernels.plan import LOG_SOFTMAX, LOSS, logits_of_row, results_of_row, spread_evenly
 from fastswl.kernels.results import no_results, results_in_place
@@ -59,7 +59,6 @@ from fastswl.simd import (
     as_bits,
     as_floats,
     choose,
-    first_lane,
     fma,
     formula,
     itemsize,
@@ -199,11 +198,15 @@ def raise_batch(
     if not right:
         find_references(storage, plan, table, memory, batch)
         raise_by_references(storage, plan, table, memory, batch, False)
-        settle_sums(arithmetic, table, memory)
-    if plan.operation == LOG_SOFTMAX and leave_largest_out(storage, plan, table, memory, batch):
+        settle_sums(arithmetic, table, memory, False)
+    if (
+        plan.operation == LOG_SOFTMAX
+        and mark_largest(arithmetic, table, memory, batch.count)
+        and take_largest_out(storage, plan, table, batch.logits, batch.logits_step, batch.count)
+    ):
         find_windows(arithmetic, table, memory)
         raise_by_references(storage, plan, table, memory, batch, True)
-        settle_sums(arithmetic, table, memory)
+        settle_sums(arithmetic, table, memory, True)
 
 
 @routine
@@ -477,11 +480,13 @@ def store_references(storage, table, top, m, power, shift):
 
 
 @formula
-def store_sums(storage, table, memory):
-    """The sum of each row, in units of its reference."""
+def store_sums(storage, table, memory, marked=False):
+    """The sum of each row, in units of its reference; or of those of them that are `marked`."""
     factor = exp2_whole(FLOAT64, load_wide(storage, table + UNITS) - load_wide(storage, table + POWER))
     sums = [load_wide(storage, memory + SUMS + LINE * row) for row in range(BATCH_ROWS)]
     total = fold_rows(sums, lambda a, b: a + b) * factor
+    known = marked & (load_wide(storage, table + AGAIN) == 0.0)
+    total = select(known, load_wide(storage, table + REST), total)
     store_wide(storage, table + REST, total)
     top = load_wide(storage, table + TOP)
     poisoned = (total != total) & (top < np.inf)
@@ -504,9 +509,9 @@ def store_spread(storage, plan, table, memory):
 
 
 @routine
-def settle_sums(storage, table, memory):
+def settle_sums(storage, table, memory, marked):
     """`store_sums` of rows that have references of their own."""
-    store_sums(storage, table, memory)
+    store_sums(storage, table, memory, marked)
 
 
 @routine
@@ -572,46 +577,26 @@ def rows_by_references(storage, plan, table, memory, batch, marked):
 
 
 @routine
-def leave_largest_out(storage, plan, table, memory, batch):
-    """Mark the rows of which the largest is most: it is left out of their sums, which have to be done again. Whether there are any."""
-    return largest_left_out(storage, plan, table, memory, batch)
+def mark_largest(storage, table, memory, count):
+    """Mark the rows of which the largest is most, which is left out of their sums; whether there are any."""
+    return largest_marked(storage, table, memory, count)
 
 
 @formula
-def largest_left_out(storage, plan, table, memory, batch):
-    arithmetic = arithmetic_of(storage)
-    m, power, top = (load_wide(arithmetic, table + line) for line in (REFERENCE, POWER, TOP))
-    zero = wide_zero(arithmetic)
-    most = largest_is_most(arithmetic, m, power, load_wide(arithmetic, table + REST))
+def largest_marked(storage, table, memory, count):
+    m, power, top = (load_wide(storage, table + line) for line in (REFERENCE, POWER, TOP))
+    zero = wide_zero(storage)
+    most = largest_is_most(storage, m, power, load_wide(storage, table + REST))
     # (rows far from 0 as in the row walk, which does them twice)
-    most = most | (load_wide(arithmetic, table + SHIFT) != 0.0)
-    most = most & (absolute(top) < np.inf) & (lane_numbers(arithmetic) < to_float64(batch.count))
+    most = most | (load_wide(storage, table + SHIFT) != 0.0)
+    most = most & (absolute(top) < np.inf) & (lane_numbers(storage) < to_float64(count))
 
-    def leave_out():
-        store_wide(arithmetic, table + AGAIN, select(most, zero + 1.0, zero))
-        store_wide(arithmetic, table + UNITS, select(most, power, load_wide(arithmetic, table + UNITS)))
-        store_wide(arithmetic, table + APART, select(most, m, load_wide(arithmetic, table + APART)))
-        magic, lowest = exp_reference(arithmetic, narrow(arithmetic, power))
-        store(arithmetic, memory + MAGIC, magic)
-        store(arithmetic, memory + LOWEST, lowest)
-        for row in steps(0, batch.count):
-
-            def find(row=row):
-                own = Row(storage, plan, table, memory, batch, row)
-                largest = splat_like(magic, load_double(table + TOP + 8 * row))
-                found = Running(-1)
-
-                def look_at(x, first):
-                    here = x == largest
-                    found.value = choose(any_lane(here), lambda: found.value, lambda: first + first_lane(here))
-
-                look_at(own.last_vector(), own.n_classes - own.rows)
-                for i in steps(0, own.whole):
-                    at = own.whole - 1 - i
-                    look_at(own.logit(at), own.rows * at)
-                store_double(table + CLASS + 8 * row, to_float64(found.value))
-
-            when(load_double(table + AGAIN + 8 * row) != 0.0, find)
+    def mark():
+        store_wide(storage, table + AGAIN, select(most, zero + 1.0, zero))
+        store_wide(storage, table + UNITS, select(most, power, load_wide(storage, table + UNITS)))
+        magic, lowest = exp_reference(storage, narrow(storage, power))
+        store(storage, memory + MAGIC, magic)
+        store(storage, memory + LOWEST, lowest)
         return True
 
-    return choose(any_lane(most), lambda: False, leave_out)
+    return choose(any_lane(most), lambda: False, mark)

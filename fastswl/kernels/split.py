@@ -7,7 +7,7 @@ arithmetic, and so every bit, is that of the row walk.
 
 from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.lines import LINE_ROOM, write_head, write_tail, write_vectors
-from fastswl.kernels.merge import merge_parts
+from fastswl.kernels.merge import merge_parts, stays_as_it_is
 from fastswl.kernels.part import powers_are_guessed, row_part
 from fastswl.kernels.plan import LOGSUMEXP, LOSS, load_plan, logits_of_row, results_of_row
 from fastswl.kernels.record import PART_BYTES, PART_VECTORS, SO_FAR_BYTES, parts_of
@@ -76,7 +76,7 @@ def split_step(storage, target_storage, plan, scratch, unit, n_parts):
     area_bytes = VECTOR_BYTES * (PART_VECTORS + 1)
     areas = scratch + LINE_ROOM + SO_FAR_BYTES
     part = parts + PART_BYTES * i
-    if not ignored and load_double(table + AGAIN) != 0.0:
+    if not ignored and load_double(table + AGAIN) != 0.0 and not stays_as_it_is(table, word(0), part):
         row_part(
             storage,
             target_storage,
