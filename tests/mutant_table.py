@@ -3100,6 +3100,14 @@ GUESSED_ROWS = [
         "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum",
     ),
     mutant(
+        "past the end of a row is nothing that the largest was added to",
+        MERGE,
+        "partner < plan.n_classes",
+        "partner >= 0",
+        "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum[-15-700-float32]",
+        "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum[-15-3000-float32]",
+    ),
+    mutant(
         "what the largest was added to is in the other vector of its pair, before it or behind",
         MERGE,
         "chosen ^ lanes(storage)",
@@ -3115,7 +3123,7 @@ GUESSED_ROWS = [
     ),
     mutant(
         "the largest may be past the last whole vector",
-        MERGE,
+        LINES,
         "return last + first_lane(",
         "return last - 1 + first_lane(",
         "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum",
@@ -3137,8 +3145,8 @@ GUESSED_ROWS = [
     mutant(
         "the largest is taken out of a sum where classes lie side by side",
         "kernels/row.py",
-        "again and takes_out",
-        "again and plan.operation == LOG_SOFTMAX",
+        "plan.operation == LOG_SOFTMAX and guesses and n",
+        "plan.operation == LOG_SOFTMAX and n",
         "test_exactness.py::test_log_softmax_of_rows_whose_largest_is_about_half_of_the_sum",
     ),
     mutant(

@@ -10,8 +10,10 @@ from fastswl.kernels.block import block_maximum, larger
 from fastswl.simd import (
     VECTOR_BYTES,
     Running,
+    any_lane,
     arithmetic_of,
     choose,
+    first_lane,
     fma,
     formula,
     greatest,
@@ -96,6 +98,19 @@ def part_maximum(storage, source, edge, n):
     top = block_maximum(storage, source, vectors_in(storage, n))
     past, tail = put_edge(storage, source, edge, n)
     return select(past != 0, larger(tail, top), top)
+
+
+@routine
+def first_class_of(storage, logits, n_classes, value):
+    """The first class of a row where it lies, its classes side by side and a vector or more, whose logit is `value`."""
+    width = lanes(storage)
+    value = splat_like(load(storage, logits), value)
+    for i in range(vectors_in(storage, n_classes)):
+        here = load(storage, logits + itemsize(storage) * width * i) == value
+        if any_lane(here):
+            return width * i + first_lane(here)
+    last = n_classes - width
+    return last + first_lane(load(storage, logits + itemsize(storage) * last) == value)
 
 
 @formula

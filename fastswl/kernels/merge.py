@@ -6,6 +6,7 @@ import numpy as np
 
 from fastswl.compilation import routine
 from fastswl.kernels.block import FAR_32, FAR_64, settled
+from fastswl.kernels.lines import first_class_of
 from fastswl.kernels.plan import INDEX_TARGETS, LOG_SOFTMAX, LOSS, spread_evenly, spread_wanted
 from fastswl.kernels.record import (
     PART_APART,
@@ -50,14 +51,12 @@ from fastswl.simd import (
     arithmetic_of,
     by_type,
     choose,
-    first_lane,
     formula,
     greatest,
     itemsize,
     lane,
     lanes,
     least,
-    load,
     load_double,
     load_one,
     load_wide,
@@ -242,19 +241,6 @@ def largest_taken_out(given, plan, table, row, logits, chosen):
     for line, value in ((CLASS, to_float64(chosen)), (APART, m), (REST, select(serves, others, total))):
         store_double(table + line + 8 * row, value)
     return serves
-
-
-@routine
-def first_class_of(storage, logits, n_classes, value):
-    """The first of the classes, which lie side by side and are a vector or more, whose logit is `value` in the arithmetic type."""
-    width = lanes(storage)
-    value = splat_like(load(storage, logits), value)
-    for i in range(n_classes // width):
-        here = load(storage, logits + itemsize(storage) * width * i) == value
-        if any_lane(here):
-            return width * i + first_lane(here)
-    last = n_classes - width
-    return last + first_lane(load(storage, logits + itemsize(storage) * last) == value)
 
 
 @formula

@@ -8,7 +8,7 @@ ones) in one thread and keeps its exponentials in the cache: in scratch memory, 
 from fastswl.compilation import block_kernel, routine
 from fastswl.kernels.lines import vectors_of, write_head, write_tail, write_vectors
 from fastswl.kernels.merge import mark_rows, merge_parts, settle_rows, stays_as_it_is, take_largest_out
-from fastswl.kernels.part import powers_are_guessed, row_part, vectors_can_be_read
+from fastswl.kernels.part import powers_are_guessed, row_part
 from fastswl.kernels.plan import (
     LOG_SOFTMAX,
     LOSS,
@@ -84,8 +84,6 @@ def row_tile(
     describe_tile(storage, plan, here, outer, inner, count)
     store_wide(arithmetic, here + SHIFT, wide_zero(arithmetic))
     store_wide(arithmetic, here + REPEATED, wide_zero(arithmetic))
-    takes_out = plan.operation == LOG_SOFTMAX and not in_float64(arithmetic)
-    takes_out = takes_out and vectors_can_be_read(storage, plan) and n_classes >= lanes(storage)
     guesses, in_place = powers_are_guessed(storage, plan), results_in_place(storage, target_storage, plan)
     logits, out = logits_of_row(plan, outer, inner), results_of_row(plan, outer, inner)
     out_before = results_of_row(plan, outer_before, inner_before)
@@ -101,7 +99,7 @@ def row_tile(
                 first_class = part_classes * i
                 n = n_classes if n_parts is None else least(part_classes, n_classes - first_class)
                 record = 8 * row if n_parts is None else parts + PART_BYTES * number
-                if n_parts is not None and finished and stays_as_it_is(here, row, here + record):
+                if n_parts is not None and stays_as_it_is(here, row, here + record):
                     continue
                 # (exponentials that nobody wants lie in one place)
                 behind = areas + part_bytes * number if plan.out != 0 else areas
@@ -176,7 +174,9 @@ def row_tile(
         if n_parts is None:
             if settle_rows(arithmetic, plan, here):
                 again = mark_rows(arithmetic, plan, here, count)
-                if again and takes_out:
+                # (of a log_softmax, guesses serve where logits can be read as they lie)
+                takes_out = plan.operation == LOG_SOFTMAX and guesses and n_classes >= lanes(storage)
+                if again and takes_out and not in_float64(arithmetic):
                     again = take_largest_out(storage, plan, here, logits, plan.logits_inner, count)
         finished = True
 
