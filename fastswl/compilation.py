@@ -34,6 +34,8 @@ from fastswl.simd import STORAGE_TYPES
 
 __all__ = [
     "DRIVER_SIGNATURE",
+    "LOOP_SIGNATURE",
+    "TASK_SIGNATURE",
     "block_kernel",
     "compiled_address",
     "compiled_entry",
@@ -151,7 +153,7 @@ def block_kernel(function):
 
 
 def parallel_driver(function):
-    """Runs a kernel over blocks in several threads, by its address."""
+    """A loop over shares of the blocks in several threads."""
     return _cached(njit(nogil=True, parallel=True, **_COMMON)(function))
 
 
@@ -174,7 +176,8 @@ def python_entry(*argument_types, returns, nogil=False):
 
 _WORD = types.int64
 KERNEL_WORDS = (_WORD,) * 4  # plan, scratch, first block, last block
-DRIVER_SIGNATURE = _WORD(*(_WORD,) * 8)  # as the arguments of `run_parallel`
+# as the arguments of `run_blocks`, of `share_task` and of `share_loop`
+DRIVER_SIGNATURE, TASK_SIGNATURE, LOOP_SIGNATURE = _WORD(*(_WORD,) * 9), _WORD(*(_WORD,) * 4), _WORD(*(_WORD,) * 3)
 
 
 def kernel_signature(storage, target_storage):

@@ -14,16 +14,22 @@ from typing import Any
 
 #: held while modules are imported or kernels compiled: a fork waits, or the child would find them half done
 at_work = threading.RLock()
+#: held by the call whose blocks are tasks of Numba's pool
+pool = threading.Lock()
+#: how long a fork waits for that call before it leaves the pool as it is
+_LONGEST_WAIT = 10.0
+#: whether Numba has let go of TBB: its pool has no tasks any more
+detached = False
 #: whether this process was forked from one whose threading layer does not survive that
 serial_only = False
-#: what else is to be done in a child
+#: what else is to be done in a child, and in its parent
 in_child: list[Any] = []
+in_parent: list[Any] = []
 #: the thread that started the layer, if this library did
 _launcher: threading.Thread | None = None
 #: threads that have called a parallel region, and so may keep TBB from being shut down
 _callers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _clean = True
-_detached = False
 _held: list[Any] = []
 
 
@@ -64,9 +70,11 @@ def _before() -> None:
     if _layer() == "tbb":
         current = threading.current_thread()
         others = any(thread is not current and thread.is_alive() for thread in list(_callers))
-        at_rest = not others and not _detached and _launcher in (None, current)
+        at_rest = not others and not detached and _launcher in (None, current)
         _clean = at_rest and _launcher is not None
-        if not at_rest and not _detached:
+        # (else Numba prints its warning, and its pool is what it was)
+        if not at_rest and not detached and pool.acquire(timeout=_LONGEST_WAIT):
+            _held.append(pool)
             _detach()
 
 
@@ -75,14 +83,14 @@ def _detach() -> None:
 
     TBB itself stays and starts by itself when it is used.
     """
-    global _detached
-    _detached = True
-    pool = sys.modules.get("numba.np.ufunc.tbbpool")
+    global detached
+    detached = True
+    module = sys.modules.get("numba.np.ufunc.tbbpool")
     with contextlib.suppress(AttributeError, TypeError, ValueError):
         definition_of = ctypes.pythonapi.PyModule_GetDef
         definition_of.restype, definition_of.argtypes = ctypes.c_void_p, [ctypes.py_object]
         # PyModuleDef: an object's head and three words, then eight of which m_free is the last
-        place = definition_of(pool) + object.__basicsize__ + (3 + 7) * ctypes.sizeof(ctypes.c_void_p)
+        place = definition_of(module) + object.__basicsize__ + (3 + 7) * ctypes.sizeof(ctypes.c_void_p)
         free = ctypes.c_void_p.from_address(place).value
         if free:
             ctypes.CFUNCTYPE(None, ctypes.c_void_p)(free)(None)
@@ -91,6 +99,12 @@ def _detach() -> None:
 def _release() -> None:
     while _held:
         _held.pop().release()
+
+
+def _in_parent() -> None:
+    _release()
+    for action in in_parent:
+        action()
 
 
 def _in_child() -> None:
@@ -104,4 +118,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_release, after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

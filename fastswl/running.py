@@ -9,16 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fastswl import forks, threads
-from fastswl.compilation import DRIVER_SIGNATURE, compiled_address, compiled_entry, kernel_signature
+from fastswl.compilation import compiled_address, kernel_signature
 from fastswl.kernels.batch_walk import batch_walk
 from fastswl.kernels.entry import run_serial
-from fastswl.kernels.launch import COUNTER_BYTES, run_parallel
+from fastswl.kernels.launch import HEAD_BYTES
 from fastswl.kernels.panel_walks import panel_walk, tile_walk
 from fastswl.kernels.plan import CHANGING_LAYOUT
 from fastswl.kernels.row import long_walk, row_walk
 from fastswl.kernels.scan import scan_targets
 from fastswl.kernels.short import few_walk, short_walk
 from fastswl.kernels.split import split_walk
+from fastswl.regions import run_in_threads
 
 _DATA = object.__basicsize__
 _KERNELS = {
@@ -64,26 +65,8 @@ def _serial_entry() -> Callable[..., Any]:
     return entry
 
 
-def _parallel_entry() -> Callable[..., Any]:
-    with forks.at_work:
-        threads.threading_layer()
-        entry = _entries["parallel"] = compiled_entry(run_parallel, DRIVER_SIGNATURE)
-    return entry
-
-
-#: how many calls are at a parallel region in this process
-_callers = np.zeros(1, np.int64)
-_CALLERS_ADDRESS = _callers.ctypes.data
 #: bytes of a bytes object before its content
 _BYTES_HEAD = bytes.__basicsize__ - 1
-
-
-def _forget_callers() -> None:
-    # the parent's
-    _callers[0] = 0
-
-
-forks.in_child.append(_forget_callers)
 
 
 def _aligned(size: int) -> tuple[npt.NDArray[np.uint8], int]:
@@ -125,17 +108,14 @@ def run_kernel(kernel: int, plan: bytes, scratch_bytes: int, n_blocks: int, n_th
 def run_kernel_at(kernel: int, plan_address: int, scratch_bytes: int, n_blocks: int, n_threads: int) -> None:
     """The same of a plan at an address."""
     if n_threads > 1 and n_blocks > 1:
-        entry = _entries.get("parallel") or _parallel_entry()
         if threads.parallel_is_safe():
             if not _own.calls_parallel:
                 forks.note_caller()
                 _own.calls_parallel = True
             n_threads = min(n_threads, n_blocks, threads.MOST_THREADS)
-            thread_bytes = COUNTER_BYTES + (scratch_bytes + 4159) // 64 * 64
+            thread_bytes = HEAD_BYTES + (scratch_bytes + 4159) // 64 * 64
             _held, address = _scratch(n_threads * thread_bytes)
-            alone = threads.one_region_at_a_time()
-            entry(kernel, plan_address, address, thread_bytes, n_blocks, n_threads, _CALLERS_ADDRESS, alone)
-            threads.note_work()
+            run_in_threads(kernel, plan_address, address, thread_bytes, n_blocks, n_threads)
             return
     _held, address = _scratch(scratch_bytes)
     (_entries.get("serial") or _serial_entry())(kernel, plan_address, address, n_blocks)

@@ -22,6 +22,7 @@ _state: dict[str, Any] = {
     "tbb_loaded": False,
     "layer": None,
     "last_work": -math.inf,
+    "last_region": -math.inf,
 }
 #: work in float32 numbers from which on a second thread pays that is awake (1,000 classes: 11 us in one thread, 10 in two), and one
 #: that is asleep (2 ms after other work, 192,000: 54 and 51 us)
@@ -152,7 +153,8 @@ def parallel_is_safe() -> bool:
     if forks.serial_only:
         return False
     if _state["layer"] is None:
-        _state["layer"] = threading_layer()
+        with forks.at_work:
+            _state["layer"] = threading_layer()
     return True
 
 
@@ -178,6 +180,16 @@ def threads_for(work: int, n_threads: int) -> int:
 def note_work() -> None:
     """Note the time of work that is for several threads."""
     _state["last_work"] = time.perf_counter()
+
+
+def note_region() -> None:
+    """Note the end of a parallel region."""
+    _state["last_region"] = _state["last_work"] = time.perf_counter()
+
+
+def others_sleep() -> bool:
+    """Whether other threads may sleep: they did not work in the last half of a millisecond."""
+    return bool(time.perf_counter() - _state["last_region"] > AWAKE_SECONDS)
 
 
 def _forget_processors() -> None:

@@ -29,6 +29,7 @@ FACTORS, WALKS, RUNNING, BLOCKS, THREADS, FORKS = (
     "forks.py",
 )
 SPREAD, LINES, ENTRY, LAUNCH = "kernels/spread.py", "kernels/lines.py", "kernels/entry.py", "kernels/launch.py"
+PLACING, REGIONS = "kernels/placing.py", "regions.py"
 
 DTYPES = [
     mutant(
@@ -527,16 +528,16 @@ THREAD_COUNTS = [
     mutant(
         "a call that has ended is counted no more",
         LAUNCH,
-        "    fetch_and_add(callers, -1)\n",
+        "    fetch_and_add(region + CALLERS, -1)\n",
         "",
         "test_embedding.py::test_interrupted_calls",
     ),
     mutant(
         "calls leave Numba's setting as it was",
         LAUNCH,
-        "        set_num_threads(users_setting)\n",
+        "    set_num_threads(users_setting)\n",
         "",
-        "test_embedding.py::test_a_program_with_kernels_of_its_own[tbb]",
+        "test_embedding.py::test_a_program_with_kernels_of_its_own[omp]",
     ),
     mutant(
         "a forked child does not use the layer that its parent started",
@@ -603,10 +604,84 @@ THREAD_COUNTS = [
     ),
     mutant(
         "the time of large work is that of its end",
-        "running.py",
-        "            threads.note_work()\n",
+        REGIONS,
+        "    threads.note_region()\n",
         "",
         "test_walks.py::test_the_time_of_large_work_is_that_of_its_end",
+    ),
+]
+
+WHERE_THREADS_RUN = [
+    mutant(
+        "a thread that sleeps is woken off the caller's processor",
+        LAUNCH,
+        "        place = asleep != 0 and others == 0\n",
+        "        place = False\n",
+        "test_placing.py::test_a_thread_that_sleeps_is_woken_elsewhere",
+    ),
+    mutant(
+        "a thread that is awake is left where it is",
+        LAUNCH,
+        "        place = asleep != 0 and others == 0\n",
+        "        place = others == 0\n",
+        "test_placing.py::test_a_thread_that_is_awake_is_left_alone",
+    ),
+    mutant(
+        "an affinity is put back",
+        LAUNCH,
+        "            let_go_anywhere(region)\n",
+        "            pass\n",
+        "test_placing.py::test_a_thread_that_sleeps_is_woken_elsewhere",
+        "test_placing.py::test_several_callers_at_once_leave_all_as_it_was",
+    ),
+    mutant(
+        "an affinity of the user's is put back",
+        PLACING,
+        "            if changed:\n",
+        "            if False:\n",
+        "test_placing.py::test_of_four_processors",
+    ),
+    mutant(
+        "of the processors one is taken out of an affinity",
+        PLACING,
+        "allowed & ~(1 << processor % 64)",
+        "allowed & ~(3 << processor % 64)",
+        "test_placing.py::test_of_four_processors",
+    ),
+    mutant(
+        "what an affinity was before is not what it is made",
+        PLACING,
+        "            store_int64(word, allowed)\n",
+        "            pass\n",
+        "test_placing.py::test_of_four_processors",
+    ),
+    mutant(
+        "who helps is noted",
+        PLACING,
+        "        if worker != caller:\n",
+        "        if worker == caller:\n",
+        "test_placing.py::test_a_thread_that_sleeps_is_woken_elsewhere",
+    ),
+    mutant(
+        "tasks are waited for",
+        LAUNCH,
+        "            call_function(load_int64(region + SYNCHRONIZE), 0, 0, 0, 0, 0)\n",
+        "            pass\n",
+        "test_threads.py::test_a_call_ends_after_its_last_block",
+    ),
+    mutant(
+        "a fork waits for tasks before Numba lets go of them",
+        "forks.py",
+        "and pool.acquire(timeout=_LONGEST_WAIT):",
+        "and pool.acquire(timeout=0) | True:",
+        "test_embedding.py::test_forks[fork_while_computing-tbb]",
+    ),
+    mutant(
+        "after that calls have no tasks",
+        REGIONS,
+        "            if not forks.detached:\n",
+        "            if True:\n",
+        "test_embedding.py::test_forks[fork_while_computing-tbb]",
     ),
 ]
 
@@ -2037,16 +2112,16 @@ BITS = [
     mutant(
         "the number of threads changes no bit: each has its scratch memory",
         LAUNCH,
-        "scratch = memory + thread * thread_bytes + COUNTER_BYTES",
-        "scratch = memory + COUNTER_BYTES",
+        "scratch = memory + thread * thread_bytes + HEAD_BYTES",
+        "scratch = memory + HEAD_BYTES",
         "test_properties.py::test_number_of_threads_changes_no_bit",
         "test_properties.py::test_number_of_threads_changes_no_bit_along_other_axes",
     ),
     mutant(
         "the same call twice gives the same bits",
         LAUNCH,
-        "            store_int64(memory + thread * thread_bytes, 0)\n",
-        "            pass\n",
+        "        store_int64(memory + thread * thread_bytes + TAKEN, 0)\n",
+        "        pass\n",
         "test_properties.py::test_same_call_twice_gives_the_same_bits",
     ),
     mutant(
@@ -4174,6 +4249,7 @@ MUTANTS = (
     *ARRAYS_IN,
     *OUT,
     *THREAD_COUNTS,
+    *WHERE_THREADS_RUN,
     *WHICH_WALK,
     *SHAPES,
     *FACTORS_OF_LOGSUMEXP,

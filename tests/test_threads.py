@@ -64,6 +64,16 @@ def test_every_block_is_run_once():
     np.testing.assert_array_equal(shared, alone)
 
 
+def test_a_call_ends_after_its_last_block():
+    """Of three rows one thread has two, and takes longer than the other."""
+    logits = np.zeros((3, 200_000), np.float32)
+    out = np.empty_like(logits)
+    for _ in range(200):
+        out.fill(np.nan)
+        swl.softmax(logits, out=out, n_threads=2)
+        assert not np.isnan(out[:, -1]).any()
+
+
 @pytest.mark.parametrize(
     "code",
     ["import fastswl", "import fastswl; help(fastswl.softmax)", "import fastswl.cli as cli; cli.main(['--help'])"],

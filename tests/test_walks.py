@@ -8,6 +8,7 @@ import pytest
 
 import fastswl as swl
 from fastswl import dispatch, lazy, prepared, running, threads, walks
+from fastswl import regions as parallel_regions
 
 # (shape, axis, how the array is made from one in C order) -> the walk
 WAYS = {
@@ -114,13 +115,13 @@ def test_each_walk_is_taken_and_right(way, walked):
 def regions(monkeypatch):
     """One entry for each parallel region that was started."""
     started = []
-    enter = running._entries.get("parallel") or running._parallel_entry()
+    enter = parallel_regions._drivers.get("blocks") or parallel_regions._new_driver()
 
     def noted_enter(*arguments):
         started.append("region")
         return enter(*arguments)
 
-    monkeypatch.setitem(running._entries, "parallel", noted_enter)
+    monkeypatch.setitem(parallel_regions._drivers, "blocks", noted_enter)
     return started
 
 
@@ -168,7 +169,7 @@ def test_the_time_of_large_work_is_that_of_its_end(regions, monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(threads.time, "perf_counter", lambda: next(clock))
     swl.softmax(np.zeros((6000, 20), np.float32), n_threads=2)
-    assert threads._state["last_work"] == 1
+    assert threads._state["last_work"] == threads._state["last_region"] == next(clock) - 1
 
 
 def test_no_thread_count_is_the_set_one(regions):
@@ -567,7 +568,7 @@ def test_a_failed_allocation_of_scratch_memory_leaves_what_there_was(monkeypatch
             with pytest.raises(MemoryError):
                 swl.cross_entropy_value_and_grad(x, targets, grad_out=grad)
     assert (grad == 7.0).all()
-    assert running._callers[0] == 0
+    assert parallel_regions._region[0] == 0
     result = swl.cross_entropy_value_and_grad(x, targets, grad_out=grad)
     assert result.loss == expected.loss
     np.testing.assert_array_equal(grad, expected.grad)

@@ -120,10 +120,21 @@ def call_kernel(typingctx, function, plan, scratch, first, last):
 
 
 @intrinsic
+def call_function(typingctx, function, first, second, third, fourth, fifth):
+    """Call the C function at an address with words, of which it takes as many as it has; what it returns is an int, if anything."""
+
+    def codegen(context, builder, sig, args):
+        function_type = ir.FunctionType(I32, [I64] * 5)
+        return builder.sext(builder.call(builder.inttoptr(args[0], function_type.as_pointer()), args[1:]), I64)
+
+    return types.int64(*(types.int64,) * 6), codegen
+
+
+@intrinsic
 def fetch_and_add(typingctx, address, step):
     """Atomically add to the int64 at `address`; what stood there before."""
 
     def codegen(context, builder, sig, args):
-        return builder.atomic_rmw("add", pointer_to(builder, args[0], I64), args[1], "monotonic")
+        return builder.atomic_rmw("add", pointer_to(builder, args[0], I64), args[1], "acq_rel")
 
     return types.int64(types.int64, types.int64), codegen

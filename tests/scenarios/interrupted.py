@@ -10,14 +10,14 @@ import numpy as np
 from common import agrees, answers, finish, problems
 
 import fastswl as swl
-from fastswl import forks, running
+from fastswl import forks, regions
 
 # a shell may have it ignored in what runs in the background
 signal.signal(signal.SIGINT, signal.default_int_handler)
 given = problems()
 expected = answers(given)
 failures = []
-before = (swl.get_num_threads(), running._callers[0], forks.serial_only)
+before = (swl.get_num_threads(), regions._region[0], forks.pool.locked(), forks.serial_only)
 layer = swl.SoftmaxWithLoss()
 rng = np.random.default_rng(1)
 n_interrupts = int(sys.argv[1]) if len(sys.argv) > 1 else 300
@@ -58,7 +58,7 @@ thread.join()
 for number in range(8):
     if not agrees(given, expected, number):
         failures.append("another answer after the interrupts")
-after = (swl.get_num_threads(), running._callers[0], forks.serial_only)
+after = (swl.get_num_threads(), regions._region[0], forks.pool.locked(), forks.serial_only)
 if after != before:
     failures.append(f"{before} became {after}")
 finish(failures)
