@@ -175,6 +175,21 @@ def any_dtype(request) -> np.dtype:
 
 
 @pytest.fixture
+def cache_of(tmp_path_factory) -> Callable[[dict[str, str]], Path]:
+    """The cache of kernels compiled under settings of Numba's: one for all tests of this run that have the same."""
+
+    def directory(settings: dict[str, str]) -> Path:
+        base = tmp_path_factory.getbasetemp()
+        run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        words = "".join(c if c.isalnum() else "_" for k, v in sorted(settings.items()) for c in f"{k} {v} ")
+        path = run / f"kernels {words}"
+        path.mkdir(exist_ok=True)
+        return path
+
+    return directory
+
+
+@pytest.fixture
 def by_tiles(monkeypatch):
     """A function that runs another one with the walk of more classes."""
 

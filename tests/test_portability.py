@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("portable.py")
-HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
+HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt"}
 #: ulp, float32 and float64
 BOUNDS = (3.0, 4.0)
 
@@ -42,8 +42,8 @@ def check(done, bounds):
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names of x86-64 processors")
-def test_answers(environment, bounds, tmp_path):
-    done = run(**environment, NUMBA_CACHE_DIR=str(tmp_path))
+def test_answers(environment, bounds, cache_of):
+    done = run(**environment, NUMBA_CACHE_DIR=str(cache_of(environment)))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     check(done, bounds)

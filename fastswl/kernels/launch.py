@@ -15,7 +15,7 @@ HEAD_BYTES = 64
 #: how shares are handed out
 IN_A_LOOP, AS_TASKS, IF_ALONE = range(3)
 #: a thread takes one in so many of the blocks that are left of a range
-TAKEN_AT_ONCE = 8
+TAKEN_AT_ONCE = 4
 
 
 @routine
