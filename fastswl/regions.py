@@ -64,7 +64,8 @@ def run_in_threads(kernel: int, plan: int, memory: int, thread_bytes: int, n_blo
                 driver(*call, AS_TASKS, asleep)
                 done = True
     if not done:
-        if not _region[LOOP // 8]:
+        # of up to three threads none is left while the pool is taken
+        if not _region[LOOP // 8] and (n_threads > 3 or forks.detached or not _region[ADD_TASK // 8]):
             with forks.at_work:
                 _region[LOOP // 8] = compiled_address(share_loop, LOOP_SIGNATURE)
         driver(*call, IF_ALONE if alone else IN_A_LOOP, asleep)
@@ -72,8 +73,10 @@ def run_in_threads(kernel: int, plan: int, memory: int, thread_bytes: int, n_blo
 
 
 def _find_system_functions() -> None:
+    if sys.platform != "linux":
+        return
     system = ctypes.CDLL(None)
-    if sys.platform == "linux" and all(hasattr(system, name) for name in _SYSTEM_FUNCTIONS.values()):
+    if all(hasattr(system, name) for name in _SYSTEM_FUNCTIONS.values()):
         for place, name in _SYSTEM_FUNCTIONS.items():
             _region[place // 8] = ctypes.cast(getattr(system, name), ctypes.c_void_p).value
 

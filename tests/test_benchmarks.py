@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, guarantee, plants
+from benchmarks import compare, guarantee, plants, timing
 from benchmarks.gate import BAR, judge
 from benchmarks.gate_worker import WALKS, cases
 
@@ -171,3 +171,27 @@ def test_the_gate_judges_by_all_pairs_together(change, verdict):
     places = rng.normal(0, 0.01, 8)
     pairs = [(list(np.log1p(change) + place + rng.normal(0, 0.02, 25)), 1e-5) for place in places]
     assert judge(pairs).verdict == verdict
+
+
+class FakeTime:
+    """A clock on which this process is busy until a moment."""
+
+    def __init__(self, busy_until):
+        self.now, self.busy_until = 0.0, busy_until
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def monotonic(self):
+        return self.now
+
+    def process_time(self):
+        return min(self.now, self.busy_until)
+
+
+@pytest.mark.parametrize(("busy_until", "least", "most"), [(0.0, 0.03, 0.04), (0.1, 0.1, 0.115), (9.0, 0.5, 0.51)])
+def test_a_rest_lasts_until_the_other_threads_sleep(monkeypatch, busy_until, least, most):
+    clock = FakeTime(busy_until)
+    monkeypatch.setattr(timing, "time", clock)
+    timing.rest(0.03)
+    assert least <= clock.now <= most

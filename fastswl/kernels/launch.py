@@ -97,7 +97,8 @@ def run_blocks(kernel, plan, memory, thread_bytes, n_blocks, n_threads, region, 
     """
     others = fetch_and_add(region + CALLERS, 1)
     share = n_threads // (others + 1)
-    if share < 2 or (way == IF_ALONE and others > 0):
+    has_way = way == AS_TASKS or (load_int64(region + LOOP) != 0 and not (way == IF_ALONE and others > 0))
+    if share < 2 or not has_way:
         call_kernel(kernel, plan, memory + HEAD_BYTES, 0, n_blocks)
     else:
         describe(memory, kernel, plan, thread_bytes, n_blocks, share, region)
