@@ -188,8 +188,8 @@ def note_region() -> None:
 
 
 def others_sleep() -> bool:
-    """Whether other threads may sleep: they did not work in the last half of a millisecond."""
-    return bool(time.perf_counter() - _state["last_region"] > AWAKE_SECONDS)
+    """Whether other threads may sleep: half a millisecond before the work that was noted last they had none."""
+    return bool(_state["last_work"] - _state["last_region"] > AWAKE_SECONDS)
 
 
 def _forget_processors() -> None:
