@@ -166,7 +166,16 @@ def layout(request, tmp_path):
     return make
 
 
-@pytest.fixture(params=["float16", "bfloat16", "float32", "float64", "bool", *map(str, INTEGER_DTYPES)])
+#: integers whose kernels are compiled in the short run of the tests; those of the others (half a minute each) are in the long one
+SHORT_RUN = ("int8", "uint16", "int64")
+
+
+def integer_parameters() -> list:
+    """Every integer dtype."""
+    return [str(d) if str(d) in SHORT_RUN else pytest.param(str(d), marks=pytest.mark.slow) for d in INTEGER_DTYPES]
+
+
+@pytest.fixture(params=["float16", "bfloat16", "float32", "float64", "bool", *integer_parameters()])
 def any_dtype(request) -> np.dtype:
     """Every dtype that logits may have."""
     if request.param == "bfloat16":
