@@ -102,7 +102,6 @@ def _walk_split(route: Route, storages: Storages, words: list[Any], n_threads: i
     n_parts = -(-fields["n_classes"] // part_classes)
     rows_at_once = max(1, SPLIT_TABLE_BYTES // (n_parts * PART_BYTES + TABLE_BYTES))
     kernel = kernel_address("split", *storages)
-    threads.note_work()
     for outer in range(fields["n_outer"]):
         for first in range(0, fields["n_inner"], rows_at_once):
             count = min(rows_at_once, fields["n_inner"] - first)

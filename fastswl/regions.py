@@ -35,17 +35,14 @@ _SYSTEM_FUNCTIONS = {
 _region: npt.NDArray[np.int64] = np.zeros(REGION_BYTES // 8, np.int64)
 _REGION_ADDRESS = _region.ctypes.data
 _drivers: dict[str, Callable[..., Any]] = {}
-#: what the driver has in `_region` (a look there takes longer)
-_has = {"tasks": False, "loop": False}
 
 
 def _new_driver() -> Callable[..., Any]:
     with forks.at_work:
-        if threads.threading_layer() == "tbb":
+        if threads.has_tasks():
             from numba.np.ufunc import tbbpool
 
             _region[ADD_TASK // 8], _region[SYNCHRONIZE // 8] = tbbpool.add_task, tbbpool.synchronize
-            _has["tasks"] = True
         _region[TASK // 8] = compiled_address(share_task, TASK_SIGNATURE)
         driver = _drivers["blocks"] = compiled_entry(run_blocks, DRIVER_SIGNATURE)
     return driver
@@ -61,17 +58,16 @@ def run_in_threads(kernel: int, plan: int, memory: int, thread_bytes: int, n_blo
     alone = threads.one_region_at_a_time()
     asleep = not alone and threads.others_sleep()
     done = False
-    if _has["tasks"] and not forks.pool.locked():
+    if threads.has_tasks() and not forks.pool.locked():
         with forks.pool:
             if not forks.detached:
                 driver(*call, AS_TASKS, asleep)
                 done = True
     if not done:
         # of up to three threads none is left while the pool is taken
-        if not _has["loop"] and (n_threads > 3 or forks.detached or not _has["tasks"]):
+        if not _region[LOOP // 8] and (n_threads > 3 or forks.detached or not threads.has_tasks()):
             with forks.at_work:
                 _region[LOOP // 8] = compiled_address(share_loop, LOOP_SIGNATURE)
-            _has["loop"] = True
         driver(*call, IF_ALONE if alone else IN_A_LOOP, asleep)
     threads.note_region()
 

@@ -158,6 +158,11 @@ def parallel_is_safe() -> bool:
     return True
 
 
+def has_tasks() -> bool:
+    """Whether Numba's pool of the layer takes tasks (those of the others run them at once, in the caller)."""
+    return bool(_state["layer"] == "tbb")
+
+
 def one_region_at_a_time() -> bool:
     """Whether the layer aborts when two Python threads start parallel regions."""
     return bool(_state["layer"] == "workqueue")
@@ -188,8 +193,8 @@ def note_region() -> None:
 
 
 def others_sleep() -> bool:
-    """Whether other threads may sleep: half a millisecond before the work that was noted last they had none."""
-    return bool(_state["last_work"] - _state["last_region"] > AWAKE_SECONDS)
+    """Whether other threads may sleep: they did not work in the last half of a millisecond."""
+    return bool(time.perf_counter() - _state["last_region"] > AWAKE_SECONDS)
 
 
 def _forget_processors() -> None:

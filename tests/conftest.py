@@ -183,6 +183,10 @@ def any_dtype(request) -> np.dtype:
     return np.dtype(request.param)
 
 
+#: NUMBA_CPU_NAME alone leaves the features of the host: only with NUMBA_CPU_FEATURES is a machine with AVX-512 held to AVX2
+HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt"}
+
+
 @pytest.fixture
 def cache_of(tmp_path_factory) -> Callable[[dict[str, str]], Path]:
     """The cache of kernels compiled under settings of Numba's: one for all tests of this run that have the same."""

@@ -671,7 +671,7 @@ WHERE_THREADS_RUN = [
     ),
     mutant(
         "a fork waits for tasks before Numba lets go of them",
-        "forks.py",
+        FORKS,
         "and pool.acquire(timeout=_LONGEST_WAIT):",
         "and pool.acquire(timeout=0) | True:",
         "test_embedding.py::test_forks[fork_while_computing-tbb]",

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import HASWELL
 
 SCRIPT = Path(__file__).with_name("portable.py")
-HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt"}
 #: ulp, float32 and float64
 BOUNDS = (3.0, 4.0)
 

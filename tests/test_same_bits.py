@@ -15,13 +15,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import HASWELL
 
 ROOT = Path(__file__).parents[1]
 PINNED = json.loads((ROOT / "benchmarks" / "digests.json").read_text("utf-8"))
 
-# NUMBA_CPU_NAME alone leaves the features of the host: only with NUMBA_CPU_FEATURES is a machine
-# with AVX-512 held to AVX2.
-HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt"}
 SETTINGS = {
     "native": {},
     "haswell": {"NUMBA_CPU_NAME": "haswell"},
