@@ -10,7 +10,7 @@ import pytest
 
 import fastswl as swl
 from fastswl import regions, threads
-from fastswl.kernels.region import GETAFFINITY, GETCPU, GETTID, MASK_BYTES, MOST_PLACED, SETAFFINITY, WORKERS
+from fastswl.kernels.region import GETAFFINITY, GETCPU, GETTID, MASK_BYTES, MOST_PLACED, PLACED, SETAFFINITY, WORKERS
 
 pytestmark = pytest.mark.skipif(
     not regions._region[GETTID // 8] or threads._available_processors() < 2,
@@ -143,6 +143,7 @@ def test_a_worker_that_is_gone_is_passed_over(logits):
     rest()
     expected = swl.softmax(logits, n_threads=1)
     np.testing.assert_array_equal(swl.softmax(logits, n_threads=2), expected)
+    assert not regions._region[PLACED // 8 : PLACED // 8 + MOST_PLACED].any()
 
 
 def test_a_worker_noted_twice_is_let_go(logits, worker):
