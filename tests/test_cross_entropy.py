@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -207,14 +208,33 @@ def test_ignore_index_is_compared_by_value(dtype):
                     swl.cross_entropy(x, y, ignore_index=ignored)
 
 
-@pytest.mark.parametrize("ignored", [-(2**63), 2**62, 10**6, -1])
-def test_ignore_index_may_be_any_integer(ignored):
-    x = np.random.default_rng(5).normal(size=(3, 4))
-    y = np.array([1, ignored, 2], np.int64)
+#: whole numbers that vectors of float64 hold, and that become NaN, others of the same size or one that is 2**51 off
+FAR_INDICES = [-(2**63), 2**63 - 1, 2**62, (0x7FF8 - 0x4338) << 48, 2**53, 2**52, 2**51, -(2**51), 2**51 - 1, 10**6, -1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [2, 4, 40, 300])
+@pytest.mark.parametrize("ignored", FAR_INDICES)
+def test_ignore_index_may_be_any_integer(ignored, n_classes, dtype):
+    x = np.random.default_rng(5).normal(size=(48, n_classes)).astype(dtype)
+    y = np.tile(np.array([1, ignored, 0], np.int64), 16)
     got = swl.cross_entropy(x, y, ignore_index=ignored, reduction="none")
-    assert got[1] == 0 and np.all(got[[0, 2]] > 0)
-    small = np.array([1, 0, 2], np.int8)  # where no target can have that value
+    assert np.all(got[1::3] == 0) and np.all(got[::3] > 0) and np.all(got[2::3] > 0)
+    result = swl.cross_entropy_value_and_grad(x, y, ignore_index=ignored)
+    np.testing.assert_allclose(result.loss, got.sum(dtype=np.float64) / 32, rtol=1e-6)
+    assert not result.grad[1::3].any() and result.grad[::3].all()
+    small = np.tile(np.array([1, 0, 0], np.int8), 16)  # where no target can have that value
     assert np.all(swl.cross_entropy(x, small, ignore_index=ignored, reduction="none") > 0)
+
+
+@pytest.mark.parametrize("wrong", FAR_INDICES)
+@pytest.mark.parametrize("row", [0, 13, 47])
+def test_no_index_far_away_is_a_class(wrong, row):
+    y = np.zeros(48, np.int64)
+    y[row] = wrong
+    for n_classes, ignored in itertools.product([2, 40], [-100, 2**52 + 2, -(2**63) + 1]):
+        with pytest.raises(IndexError, match=rf"{wrong}"):
+            swl.cross_entropy(np.zeros((48, n_classes), np.float32), y, ignore_index=ignored)
 
 
 @pytest.mark.parametrize("kind", TARGET_KINDS)

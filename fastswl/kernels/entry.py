@@ -25,8 +25,8 @@ from fastswl.kernels.plan import (
     WEIGHT_WORD,
     load_plan,
 )
-from fastswl.kernels.scan import scan_rows, scan_vectors, vectors_serve
-from fastswl.kernels.targets import load_index
+from fastswl.kernels.scan import scan_rows, scan_vectors
+from fastswl.kernels.targets import load_index, vectors_serve
 from fastswl.simd import (
     ARRAY_ALIGNED,
     ARRAY_C_CONTIGUOUS,

@@ -1,7 +1,26 @@
 """What the target of a row makes of its sums, where arithmetic is in float32: of tiles side by side, a lane a row."""
 
+import numpy as np
+
 from fastswl.kernels.rows import CLASS, LOSS_VALUE, ROW_FACTOR, ROW_WEIGHT, TARGET_MASS, add_losses
-from fastswl.simd import SideBySide, choose, formula, load_wide, narrow, select, store_wide, when, wide_zero, widen
+from fastswl.simd import (
+    Running,
+    SideBySide,
+    any_lane_of,
+    choose,
+    formula,
+    load_wide,
+    narrow,
+    select,
+    splat_like,
+    store_wide,
+    to_float32,
+    to_float64,
+    when,
+    wide_zero,
+    widen,
+)
+from fastswl.vectormath import split_float
 
 
 def line_of(storage, tables, line):
@@ -50,13 +69,48 @@ def keep_losses(storage, plan, tables, sums, index, log_ratio, penalty):
 
 
 def factors_of_rows(storage, plan, tables):
-    """For formulas: the mass of each row's target, and what its gradient is multiplied by."""
+    """For formulas: of each row what its gradient is multiplied by, times the mass of the target, in float64 and in float32; and
+    without that mass, in float64."""
+    none = wide_zero(storage)
 
     def same():
-        one = wide_zero(storage) + 1.0
-        return one, one * plan.row_factor
+        factor = none + plan.row_factor
+        # (of the number: that of a vector of the same numbers LLVM does not see through)
+        return factor, narrow(storage, none) + to_float32(plan.row_factor), factor
 
     def own():
-        return line_of(storage, tables, TARGET_MASS), line_of(storage, tables, ROW_FACTOR)
+        factor = line_of(storage, tables, ROW_FACTOR)
+        both = line_of(storage, tables, TARGET_MASS) * factor
+        return both, narrow(storage, both), factor
 
     return choose(weighted(plan), same, own)
+
+
+def factor_in_two(storage, plan, tables):
+    """For formulas: the first of these in two parts of float32."""
+    zero = narrow(storage, wide_zero(storage))
+
+    def same():
+        factor = to_float32(plan.row_factor)
+        return zero + factor, zero + to_float32(plan.row_factor - to_float64(factor))
+
+    def own():
+        return split_float(storage, line_of(storage, tables, TARGET_MASS) * line_of(storage, tables, ROW_FACTOR))
+
+    return choose(weighted(plan), same, own)
+
+
+def without_idle_rows(index, top, nothing_beside, *numbers):
+    """For formulas: numbers of each row, 0 of an ignored one and of one of nothing but -inf: of one whose largest logit `top` is that,
+    `nothing_beside` says whether there is a NaN. (Asked of the rows that have it alone: masks of different numbers put together are a
+    dozen instructions each without AVX-512.)"""
+    zero = splat_like(next(iter(top)), 0.0)
+    kept = Running(tuple(select(index == -1.0, zero, each) for each in numbers))
+    lowest = top == -np.inf
+
+    def of_nothing():
+        nothing = lowest & nothing_beside()
+        kept.value = tuple(select(nothing, zero, each) for each in kept.value)
+
+    when(any_lane_of(lowest), of_nothing)
+    return kept.value

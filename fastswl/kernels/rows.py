@@ -20,7 +20,7 @@ from fastswl.kernels.plan import (
     spread_wanted,
     targets_of_row,
 )
-from fastswl.kernels.targets import index_bytes, load_index, load_indices
+from fastswl.kernels.targets import index_bytes, load_index, load_indices, vectors_serve
 from fastswl.simd import (
     FLOAT64,
     SideBySide,
@@ -252,6 +252,7 @@ def rows_are_plain(storage, plan, count):
         & (plan.upstream == 0)
         & (count == lanes(storage))
         & (plan.targets_inner == index_bytes(plan.index_code))
+        & vectors_serve(plan)
     )
 
 

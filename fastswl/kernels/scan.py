@@ -1,9 +1,9 @@
 """Reading index targets before anything is written: the first one out of range, and what the mean divides by."""
 
 from fastswl.compilation import block_kernel, routine
-from fastswl.kernels.block import larger
+from fastswl.kernels.block import larger, smaller
 from fastswl.kernels.plan import INDEX_TARGETS, load_plan, targets_of_row
-from fastswl.kernels.targets import index_bytes, load_index, load_indices
+from fastswl.kernels.targets import index_bytes, load_index, load_indices, vectors_serve
 from fastswl.simd import (
     FLOAT64,
     Running,
@@ -46,12 +46,6 @@ def side_by_side(plan):
 
 
 @formula
-def vectors_serve(plan):
-    """Whether indices can be compared as float64, in which a whole number that large could be taken for another."""
-    return (plan.ignore_index < 2**53) & (plan.ignore_index > -(2**53))
-
-
-@formula
 def scan_stretch(plan, place, n_vectors):
     """Whether all indices of some vectors are classes or ignored, and how many of each lane count.
 
@@ -61,11 +55,14 @@ def scan_stretch(plan, place, n_vectors):
     zero = wide_zero(FLOAT64)
     one = splat_like(zero, 1.0)
     middle = (plan.n_classes - 1) * 0.5
+    # (NaN is as far)
+    too_far = splat_like(zero, 2.0**60)
     farthest, counted = Running(zero), Running(zero)
     for i in steps(0, n_vectors):
         index = load_indices(FLOAT64, plan.index_code, place + plan.targets_inner * lanes(FLOAT64) * i)
         ignored = index == plan.ignore_index
-        farthest.value = larger(select(ignored, zero, absolute(index - middle)), farthest.value)
+        away = smaller(absolute(index - middle), too_far)
+        farthest.value = larger(select(ignored, zero, away), farthest.value)
         counted.value = counted.value + select(ignored, zero, one)
     return lane(max_lanes(FLOAT64, farthest.value), 0) <= middle, counted.value
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastswl.kernels.block import FAR_32, by_groups, larger
-from fastswl.kernels.losses import factors_of_rows, index_of_rows, keep_losses
+from fastswl.kernels.losses import factors_of_rows, index_of_rows, keep_losses, without_idle_rows
 from fastswl.kernels.plan import LOG_SOFTMAX, LOSS, SOFTMAX
 from fastswl.kernels.rows import LOSS_VALUE, ONES, smoothing_unit
 from fastswl.kernels.tiles import Tiles
@@ -143,9 +143,7 @@ def several_classes(storage, plain, plan, losses, tables, following):
             tiles.change(lambda c, x: (x - reference.m) - log_sum)
 
         def loss():
-            # of nothing but -inf
-            nothing = (reference.top == -np.inf) & (d == 0.0)
-            row = Row(reference, sums, index, x_target, nothing)
+            row = Row(reference, sums, index, x_target, d)
             loss_and_gradient(storage, plan, losses, tiles, row, mass, distance)
 
         def logsumexp():
@@ -189,11 +187,14 @@ def reference_of(storage, tiles, mass):
 
     when(any_lane_of(top.value == np.inf), nan_where_any)
     top = top.value
-    bounded = absolute(top) < np.inf
-    far = bounded & (absolute(top) >= FAR_32)
-    shift = select(far, top, tiles.zero)
-    when(any_lane_of(far), lambda: tiles.change(lambda c, x: x - shift))
-    m = select(bounded & ~far, top, tiles.zero)
+    bounded, near = absolute(top) < np.inf, absolute(top) < FAR_32
+
+    def subtract_largest():
+        shift = select(bounded & ~near, top, tiles.zero)
+        tiles.change(lambda c, x: x - shift)
+
+    when(any_lane_of(~near), subtract_largest)
+    m = select(near, top, tiles.zero)
     return Reference(top, bounded, m, nearest_power(storage, m)), weighed
 
 
@@ -277,13 +278,13 @@ def sums_of_rows(storage, tiles, reference, d, ties):
 
 
 class Row(NamedTuple):
-    """What a loss is made of; whether a row has nothing but -inf."""
+    """What a loss is made of; `d` is the sum of the exponentials past the largest."""
 
     reference: Reference
     sums: Sums
     index: Any
     x_target: Any
-    nothing: Any
+    d: Any
 
 
 class EvenMass:
@@ -345,27 +346,30 @@ def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
 
     def gradient():
         behind = 0 if even is None else VECTOR_BYTES * tiles.n_classes
-        # an ignored row is as if it were 0
-        dropped = (widen(index) == -1.0) & ~(absolute(sums.total) < np.inf)
-        dropped = narrow(storage, select(dropped, tiles.none + 1.0, tiles.none)) != 0.0
-        when(any_lane_of(dropped), lambda: tiles.change(lambda c, x: select(dropped, tiles.zero, x), behind))
-        mass, factor = factors_of_rows(storage, plan, tiles.tables)
+        unbounded = sums.log_sum != sums.log_sum
+
+        def drop_ignored():
+            # an ignored row is as if it were 0
+            dropped = unbounded & (index == -1.0)
+            tiles.change(lambda c, x: select(dropped, tiles.zero, x), behind)
+
+        when(any_lane_of(unbounded), drop_ignored)
+        own, own_narrow, factor = factors_of_rows(storage, plan, tiles.tables)
         only_target = ~has_penalty if even is None else False
-        total_mass, at_largest = choose(
-            only_target,
-            lambda: (mass + elsewhere, elsewhere - mass * sums.others),
-            lambda: (mass, tiles.none - mass * sums.others),
-        )
-        inverse = factor / sums.total
-        scale, scale_low = split_float(storage, total_mass * inverse * sums.unit)
+        others = choose(only_target, lambda: elsewhere * factor, lambda: tiles.none)
+        inverse = 1.0 / sums.total
+        scale, scale_low = split_float(storage, (own + others) * inverse * sums.unit)
         is_largest = gap == 0.0
         # what is added at the target to f e u / S, or put in its place
-        pull = narrow(storage, select(is_largest, at_largest * inverse, tiles.none - mass * factor))
+        at_largest = narrow(storage, (others - own * sums.others) * inverse)
+        pull = select(is_largest, at_largest, tiles.zero - own_narrow)
         kept = select(is_largest, tiles.zero, tiles.zero + 1.0)
-        idle = row.nothing | (index == -1.0)
         # (a target of -inf pulls at nothing)
-        pull = select(idle | (row.x_target == -np.inf), tiles.zero, pull)
-        scale, scale_low = select(idle, tiles.zero, scale), select(idle, tiles.zero, scale_low)
+        pull = select(row.x_target == -np.inf, tiles.zero, pull)
+        of_mass = () if even is None else (narrow(storage, -factor * even.unit),)
+        pull, scale, scale_low, *taken = without_idle_rows(
+            index, reference.top, lambda: row.d == 0.0, pull, scale, scale_low, *of_mass
+        )
 
         def of_class(c, e):
             own = fma(e, scale, e * scale_low)
@@ -374,11 +378,10 @@ def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
         if even is None:
             tiles.change(of_class)
             return
-        taken = narrow(storage, select(idle, tiles.none, -factor * even.unit))
 
         def with_mass(c):
             e = tiles.at(c, behind)
-            return fma(taken, even.of_class(c), of_class(c, e))
+            return fma(*taken, even.of_class(c), of_class(c, e))
 
         # (there is no pull at what is -inf, unless the row is NaN)
         choose(

@@ -28,8 +28,15 @@ def load_index(code, address):
 
 @formula
 def load_indices(storage, code, address):
-    """As `load_index` of a vector of indices that lie side by side, as float64 (past 2**53 no class is)."""
+    """As `load_index` of a vector of indices that lie side by side, as float64; of one 2**51 or more from 0 some number that is no
+    class, or NaN."""
     return choose(code, *[functools.partial(load_integers, storage, address, *integer) for integer in _INTEGERS])
+
+
+@formula
+def vectors_serve(plan):
+    """Whether vectors of indices can be compared with `ignore_index`."""
+    return (plan.ignore_index < 2**51) & (plan.ignore_index > -(2**51))
 
 
 @formula
