@@ -107,6 +107,18 @@ def test_numbers_that_are_special_give_what_more_classes_give(n_classes, by_tile
 
 
 @pytest.mark.parametrize("n_classes", CLASSES)
+def test_a_row_of_nothing_among_ordinary_ones(n_classes):
+    x, targets = many_rows(n_classes, 3.0, 128)
+    plain = swl.cross_entropy_value_and_grad(x, targets, reduction="none")
+    x[37] = -INF
+    result = swl.cross_entropy_value_and_grad(x, targets, reduction="none")
+    others = np.arange(128) != 37
+    assert np.isnan(result.loss[37]) and not result.grad[37].any()
+    np.testing.assert_array_equal(result.loss[others], plain.loss[others])
+    np.testing.assert_array_equal(result.grad[others], plain.grad[others])
+
+
+@pytest.mark.parametrize("n_classes", CLASSES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 def test_bits_do_not_hang_on_layout_number_of_rows_or_threads(n_classes, dtype):
     x, targets = many_rows(n_classes, 2.0, 5003, dtype)

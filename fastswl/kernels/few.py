@@ -166,8 +166,7 @@ def loss_of_two(storage, plan, sums, tiles):
     e = exp_of_difference(-absolute(away), select(behind, -away_low, away_low))
     top = larger(target, other)
     total = total_of(e, top)
-    gap, gap_low = select(behind, away, zero), select(behind, away_low, zero)
-    log_ratio = (log_sum_of(e) + gap_low) + gap
+    log_ratio = log_sum_of(e) + select(behind, away, zero)
     keep_losses(storage, plan, tiles.tables, sums, index, select(total.sum == total.sum, log_ratio, total.sum), None)
 
     def gradient():
