@@ -156,7 +156,7 @@ def loss_of_two(storage, plan, sums, tiles):
     """
     zero = tiles.zero
     index = index_of_rows(storage, tiles.tables)
-    # (loaded before the index: on AVX2 a tenth more instructions, to store what registers don't hold)
+    # (loaded after the index: before it AVX2 takes a tenth more instructions, to store what registers don't hold)
     logits = logits_of(tiles)
     is_second = index == 1.0
     target, other = select(is_second, *reversed(logits)), select(is_second, *logits)
