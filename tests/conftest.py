@@ -167,7 +167,7 @@ def layout(request, tmp_path):
 
 
 #: integers whose kernels are compiled in the short run of the tests; those of the others (half a minute each) are in the long one
-SHORT_RUN = ("int8", "uint16", "int64")
+SHORT_RUN = ("int8", "int64")
 
 
 def integer_parameters() -> list:
