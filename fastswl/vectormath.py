@@ -504,6 +504,12 @@ def two_sum(a, b):
     return total, (a - (total - b_part)) + (b - b_part)
 
 
+def difference_in_two(a, b):
+    """For formulas: a - b and its rounding error, which is 0 of an infinite difference."""
+    difference, rest = two_sum(a, -b)
+    return difference, select(rest == rest, rest, splat_like(next(iter(rest)), 0.0))
+
+
 @formula
 def accumulate(storage, high, low, term):
     """Add a vector to a sum held in float64: plainly for float32 terms, compensated for float64."""

@@ -23,10 +23,10 @@ from fastswl.kernels.tiles import Tiles
 from fastswl.simd import absolute, choose, fma, joined, parted, select, splat_like, when
 from fastswl.vectormath import (
     BIAS_32,
+    difference_in_two,
     exact_rest,
     exp_of_difference,
     log1p_to_2,
-    two_sum,
 )
 
 #: the unit of exponentials, that of the largest
@@ -67,17 +67,11 @@ def nan_unless(answered, others):
     return select(answered, others, splat_like(next(iter(others)), np.nan))
 
 
-def rest_of_difference(low):
-    """For formulas: what a difference has been rounded by; an infinite one has no rest."""
-    return select(low == low, low, splat_like(next(iter(low)), 0.0))
-
-
 def two_classes(logits):
     """For formulas: all hangs on one difference."""
     top = larger(*logits)
     zero = splat_like(next(iter(top)), 0.0)
-    gap, gap_low = two_sum(logits[0], -logits[1])
-    gap_low = rest_of_difference(gap_low)
+    gap, gap_low = difference_in_two(*logits)
     first = gap > 0.0
     away, away_low = select(first, -gap, gap), select(first, -gap_low, gap_low)
     e = exp_of_difference(away, away_low)
@@ -94,8 +88,7 @@ def three_classes(logits):
     """For formulas: three exponentials side by side, of which the two smaller ones are added up (by masks of which is the largest
     softmax took 5 % more instructions on AVX2)."""
     top = functools.reduce(lambda top, x: larger(x, top), logits, splat_like(next(iter(logits[0])), -np.inf))
-    away, away_low = two_sum(joined(logits), joined([-top] * 3))
-    away_low = rest_of_difference(away_low)
+    away, away_low = difference_in_two(joined(logits), joined([top] * 3))
     away, away_low, e = (parted(each, 3) for each in (away, away_low, exp_of_difference(away, away_low)))
     # inf - inf is NaN
     differences = away[0] + away[1] + away[2]
@@ -160,8 +153,7 @@ def loss_of_two(storage, plan, sums, tiles):
     logits = logits_of(tiles)
     is_second = index == 1.0
     target, other = select(is_second, *reversed(logits)), select(is_second, *logits)
-    away, away_low = two_sum(other, -target)
-    away_low = rest_of_difference(away_low)
+    away, away_low = difference_in_two(other, target)
     behind = away > 0.0
     e = exp_of_difference(-absolute(away), select(behind, -away_low, away_low))
     top = larger(target, other)

@@ -46,6 +46,7 @@ from fastswl.simd import (
     widen,
 )
 from fastswl.vectormath import (
+    difference_in_two,
     exp_above,
     exp_for_float32,
     exp_reference,
@@ -55,7 +56,6 @@ from fastswl.vectormath import (
     nearest_power,
     reduce_argument,
     split_float,
-    two_sum,
 )
 
 #: classes whose exponentials are added up in float32 before they go to the float64 sum
@@ -329,9 +329,7 @@ class EvenMass:
 def loss_and_gradient(storage, plan, losses, tiles, row, even, distance):
     """For formulas: the loss, and the gradient in place of the logits where it is wanted; without `even` the target has all mass."""
     reference, sums, index = row.reference, row.sums, row.index
-    gap, gap_low = two_sum(reference.m, -row.x_target)
-    # an infinite difference has no rest
-    gap_low = select(gap_low == gap_low, gap_low, tiles.zero)
+    gap, gap_low = difference_in_two(reference.m, row.x_target)
     log_ratio = (sums.log_sum + gap_low) + gap
     has_penalty = plan.z_loss != 0.0
     lse = choose(has_penalty, lambda: tiles.none, lambda: widen(reference.top) + widen(sums.log_sum))

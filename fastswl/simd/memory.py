@@ -182,7 +182,7 @@ def load_integers(typingctx, storage, address, bits, signed):
     """As many integers of `bits` bits as a vector of `storage` has lanes, as float64 (literals: bits, signed).
 
     Signed ones of 64 bits must lie within 2**51 of 0; others become some number outside, or NaN. (Without AVX-512 there is no
-    instruction for them, and one by one they took 5 % of loss and gradient of 2 classes.)
+    instruction for them, and one by one they were 5 % of the instructions of loss and gradient of 2 classes.)
     """
     width, is_signed = bits.literal_value, signed.literal_value
     result = storage.vector.of(types.float64)
