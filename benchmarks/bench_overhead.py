@@ -40,6 +40,7 @@ class ABatchWithOptions:
     """32 rows of ten classes, with options that are arrays, or a result that is one."""
 
     params = ("class weights, smoothing", "weights of rows", "losses of rows")
+    param_names = ("options",)
 
     def setup(self, option):
         self.loss = warmed(("options", option), _loss_with(option))

@@ -1,6 +1,6 @@
 """Whether a commit made anything slower or less exact than another.
 
-    python -m benchmarks.gate BASE HEAD           # a table; 1 if it did, or if something could not be measured
+    python -m benchmarks.gate BASE HEAD           # a table; 1 if it did, or if something could not be measured; 2: no such commit
     python -m benchmarks.gate BASE HEAD --quick   # the walks and the small call alone
 
 Each commit runs in a process of its own with its own cache of kernels; both live at once and take
@@ -110,6 +110,15 @@ class Side:
 
 def git(*arguments: str) -> bytes:
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
+
+
+def has_package(name: str) -> bool:
+    """Whether a name is that of a commit with something to measure."""
+    try:
+        git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}:fastswl")
+    except subprocess.CalledProcessError:
+        return False
+    return True
 
 
 def ask_both(sides: tuple[Side, Side], command: str, *arguments: Any) -> tuple[Any, Any]:
@@ -397,6 +406,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="folder that keeps compiled kernels from run to run")
     parser.add_argument("--json", type=Path, help="where to save all figures")
     args = parser.parse_args(arguments)
+    for name in (args.base, args.head):
+        if not has_package(name):
+            print(f"{name} is no commit with a package fastswl", file=sys.stderr)
+            return 2
 
     started = time.monotonic()
     report = compare(

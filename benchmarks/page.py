@@ -4,6 +4,8 @@
     python -m benchmarks.page --range NEW             # what asv's own `run` takes as a range
     python -m benchmarks.page --no-run --no-preview   # publish what is there
 
+A name of a machine stands for one CPU: where `results/asv` has another one under it, nothing is measured (exit 2).
+
 asv makes a virtual environment, builds each commit into it and runs the benchmarks of `HISTORY` (or
 --bench) a few times each; results are kept in `results/asv`, the page in `.asv/html`. asv's page takes
 its scripts from three other hosts; where npm is installed they are put beside the page instead, so
@@ -13,6 +15,7 @@ that it also opens without a network.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -25,6 +28,7 @@ from benchmarks import machine
 
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / ".asv" / "html"
+RESULTS = ROOT / "benchmarks" / "results" / "asv"
 #: the machine whose results are kept
 MACHINE = "epyc-zen4-2core"
 #: what is measured at each commit: the walks, call overhead, exactness, and what carries to other machines
@@ -61,12 +65,24 @@ def asv(*arguments: str) -> None:
         raise SystemExit(run.returncode)
 
 
-def describe_machine(name: str) -> None:
-    """Tell asv what it is to write about this machine."""
+def this_machine() -> dict[str, str]:
+    """What asv is to write about this machine."""
     about = machine.describe()
     facts = {"os": about["system"], "arch": about["target"], "cpu": about["cpu"], "num_cpu": str(about["cores"])}
     gigabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    facts["ram"] = f"{gigabytes:.0f} GB"
+    return {**facts, "ram": f"{gigabytes:.0f} GB"}
+
+
+def other_machine(name: str, facts: dict[str, str]) -> str:
+    """What the kept results of a name were measured on, if that was another machine; else nothing."""
+    file = RESULTS / name / "machine.json"
+    if not file.exists():
+        return ""
+    kept = json.loads(file.read_text())
+    return ", ".join(f"{key} {kept[key]}, not {facts[key]}" for key in ("arch", "cpu") if kept[key] != facts[key])
+
+
+def describe_machine(name: str, facts: dict[str, str]) -> None:
     asv("machine", "--machine", name, "--yes", *(word for key, value in facts.items() for word in (f"--{key}", value)))
 
 
@@ -115,8 +131,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-run", action="store_true")
     parser.add_argument("--no-preview", action="store_true")
     args = parser.parse_args(arguments)
-    describe_machine(args.machine)
     if not args.no_run:
+        facts = this_machine()
+        other = other_machine(args.machine, facts)
+        if other:
+            print(
+                f"{args.machine} is another machine ({other}): choose a name for this one, --machine", file=sys.stderr
+            )
+            return 2
+        describe_machine(args.machine, facts)
         run(args.range, args.machine, args.bench)
     publish()
     if not args.no_preview:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastswl import threads
-from fastswl.arguments import REFUSED, LossPlan, empty_error, index_error
+from fastswl.arguments import LossPlan, empty_error, index_error
+from fastswl.kept import REFUSED
 from fastswl.kernels.plan import (
     CHANGING,
     INDEX_TARGETS,
@@ -89,7 +90,6 @@ def _walk_over(route: Route, storages: Storages, words: list[Any], n_threads: in
         sums = np.empty((route.n_blocks, 2))
         partials.append(sums)
         words[_PLACE["partials"]] = address_of(sums)
-    words[_PLACE["phase"]] = 0
     n_threads = threads.threads_for(route.work, n_threads)
     kernel = kernel_address(route.walk.name, *storages)
     run_kernel(kernel, packed_plan(tuple(words), route.fixed), route.walk.scratch_bytes, route.n_blocks, n_threads)

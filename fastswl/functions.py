@@ -20,13 +20,12 @@ from fastswl.arguments import (
     DEFAULT_UPSTREAM,
     DEFAULT_Z_LOSS,
     LOSS_DTYPE,
-    REFUSED,
     LossPlan,
     empty_error,
     index_error,
-    key_of_weights,
     loss_plan,
 )
+from fastswl.kept import REFUSED, key_of_weights
 
 
 class LossAndGrad(NamedTuple):
@@ -102,7 +101,9 @@ def cross_entropy(
     logit_scale : float, default 1.0
         Positive factor of the logits (1 / temperature), applied after `softcap`.
     softcap : float, optional
-        Positive c: the logits become ``c * tanh(logits / c)``.
+        Positive c: the logits become ``c * tanh(logits / c)``. Where arithmetic is float32, this and
+        `logit_scale` are normal numbers of that type (a `softcap` beyond them is none), and so is
+        `weight`, or 0, where targets have mass on every class.
     class_mask : array_like of bool, optional
         Shape (C,) for the class axis, whichever it is, or broadcastable to `logits`. A False class
         is as if it were not there. A target on it (or probability there) has loss ``inf``; a row

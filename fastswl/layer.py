@@ -15,7 +15,6 @@ from fastswl.arguments import (
     DEFAULT_REDUCTION,
     DEFAULT_UPSTREAM,
     DEFAULT_Z_LOSS,
-    REFUSED,
     RESULT_DTYPE,
     Array,
     OwnedBuffers,
@@ -23,7 +22,6 @@ from fastswl.arguments import (
     axis_last,
     check_output,
     check_upstream,
-    key_of_weights,
     loss_plan,
     loss_scalars,
     overlaps,
@@ -31,6 +29,7 @@ from fastswl.arguments import (
     thread_count,
 )
 from fastswl.functions import per_sample_losses, run_plan
+from fastswl.kept import REFUSED, key_of_weights
 
 # A number within these is a normal float32, far from overflow.
 _SMALLEST_FLOAT32: Final = 2.0**-100
@@ -63,8 +62,8 @@ z_loss, logit_scale, softcap, class_mask, n_threads
     Raises
     ------
     TypeError, ValueError
-        For an option of another type or out of its range; what depends on the arrays is checked by
-        `forward`.
+        For a number or word of another type or out of its range; `axis`, the arrays, and what
+        depends on the logits are checked by `forward`.
 
     See Also
     --------
@@ -298,7 +297,10 @@ def _copy_or_none(name: str, value: object) -> Array | None:
 
 
 def _scale(grad: Array, factor: float | Array, target: Array) -> None:
-    """Write grad * factor to `target`, in float64 unless a float32 product is as good."""
+    """Write grad * factor to `target`, in float64 unless a float32 product is as good; 0 stays 0, whatever the factor is."""
+    if not np.isfinite(factor).all():
+        # (an ignored row's gradient is 0)
+        factor = np.where(grad == 0, 0.0, factor)
     with np.errstate(all="ignore"):
         if (
             isinstance(factor, float)

@@ -17,10 +17,9 @@ from fastswl import threads
 from fastswl.arguments import (
     DEFAULT_EMPTY,
     DEFAULT_UPSTREAM,
-    REFUSED,
     LossPlan,
-    key_of_weights,
 )
+from fastswl.kept import REFUSED, key_of_weights
 from fastswl.kernels.entry import small_loss, small_softmax, small_weighted_loss
 from fastswl.kernels.plan import BEHIND_PLAN, CHANGING, CHANGING_LAYOUT, Plan
 from fastswl.kernels.scan import SCAN_ROWS

@@ -9,7 +9,6 @@ from numpy import empty, ndarray  # (an attribute of `np` takes 20 ns of 600 tha
 from fastswl import lazy
 from fastswl.arguments import (
     DEFAULT_AXIS,
-    REFUSED,
     RESULT_DTYPE,
     as_array,
     check_output,
@@ -19,6 +18,7 @@ from fastswl.arguments import (
     require_apart,
 )
 from fastswl.blocks import run_over_axes
+from fastswl.kept import REFUSED
 from fastswl.signed_logsumexp import signed_logsumexp
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numba
 
 from fastswl import forks
+from fastswl.arguments import thread_count
 
 #: threads that Numba has started, or will
 MOST_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
@@ -87,12 +88,7 @@ def set_num_threads(n: int) -> None:
     1
     >>> swl.set_num_threads(before)
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"n must be an integer, got {n!r}")
-    count = n.__index__()
-    if count < 1:
-        raise ValueError(f"n must be at least 1, got {n!r}")
-    _state["n_threads"], _state["set_by_user"] = count, True
+    _state["n_threads"], _state["set_by_user"] = thread_count(n, "n"), True
 
 
 def threading_layer() -> str:

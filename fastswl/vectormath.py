@@ -25,6 +25,7 @@ from fastswl.simd import (
     formula,
     greatest,
     has_fma,
+    in_float64,
     lane,
     lanes,
     least,
@@ -175,7 +176,7 @@ def exp_polynomial(storage, r):
 
 def by_table(storage):
     """For formulas: whether exp takes eighths of a power of two from a table."""
-    return has_fma() and by_type(storage, True, False)
+    return has_fma() and not in_float64(storage)
 
 
 @formula
@@ -513,7 +514,7 @@ def difference_in_two(a, b):
 @formula
 def accumulate(storage, high, low, term):
     """Add a vector to a sum held in float64: plainly for float32 terms, compensated for float64."""
-    if by_type(storage, True, False):
+    if not in_float64(storage):
         return high + widen(term), low
     high, error = two_sum(high, term)
     return high, low + error
@@ -567,7 +568,7 @@ def exact_total_of_lanes(storage, high, low):
 @formula
 def total_of_lanes(storage, high, low):
     """The same for sums that are rounded to the arithmetic type in the end: plain where that is float32."""
-    if by_type(storage, True, False):
+    if not in_float64(storage):
         return lane(plain_sum(storage, high), 0), 0.0
     return exact_total_of_lanes(storage, high, low)
 
@@ -603,7 +604,7 @@ def times_in_two(storage, a, a_low, b, b_low):
 def softcapped(storage, x, softcap, scale, little, near):
     """softcap * tanh(x / softcap) as a sum of two, and its derivative; it will be multiplied by `scale`. In float32 it is `little`
     where x is `near` 0, see `softcapped_a_little`."""
-    if by_type(storage, False, True):
+    if in_float64(storage):
         tanh, tanh_low, slope = tanh_in_two(x, softcap)
         z, z_low = times_in_two(storage, tanh, tanh_low, splat_like(x, softcap), splat_like(x, 0.0))
         return z, z_low, slope
@@ -725,6 +726,3 @@ def tanh_in_two(x, divisor):
     slope = fma(twice, other, twice * other_low) * exp2_whole(FLOAT64, bounded - n)
     negative = x < 0.0
     return select(negative, -tanh, tanh), select(negative, -tanh_low, tanh_low), slope
-
-
-__all__ = [name for name in dir() if not name.startswith("_")]

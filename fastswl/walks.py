@@ -1,7 +1,8 @@
 """How to go over the rows: their axes put in order, the kernel chosen, the work cut into blocks.
 
-`choose_walk` is the one place that decides which kernel runs. It looks at one row, its dtype and its layout, never at the
-number of rows, the machine or the threads, so a row's bits don't depend on those.
+`choose_walk` decides what is computed in which order: it looks at one row, its dtype and the layout of its classes, never at the
+machine, the threads or the other rows, so a row's bits don't depend on those. How many rows are taken together, and whether tiles go
+alone (`tiles_go_alone`) or results past the caches, hangs on more, and changes no bit.
 """
 
 import functools
@@ -48,7 +49,7 @@ STEP_CLASSES, STEP_CLASSES_64 = 64, 128
 #: class (loss and gradient of 300 classes: 1 tile 0.45 ns, 4 tiles 0.38, 8 tiles 0.30); below so many classes the tables of 8 tiles
 #: are too much for the first-level cache (the loss of 10 classes: 4 tiles 0.34, 8 tiles 0.49)
 STRIDED_STEP_BYTES, WIDE_STEP_CLASSES = 786432, 64
-#: classes up to which the tile of rows that lie side by side stays in the second-level cache
+#: classes up to which a tile of rows whose classes lie apart stays in the second-level cache
 STRIDED_CLASSES = 2048
 #: classes from which on a row is cut into parts that all threads share, and computed twice (loss and gradient of 2 rows of 300,000
 #: cut 0.37 ns, whole 0.16; of one row 0.44 and 0.27, though one thread works alone)
@@ -117,8 +118,9 @@ def choose_walk(
     most, step_classes = PANEL_CLASSES, STEP_CLASSES
     if not in_float32:
         most, step_classes = PANEL_CLASSES_64, STEP_CLASSES_64
-    in_panel = (contiguous or not side_by_side) and n_classes <= most
-    if in_panel or (side_by_side and n_classes <= STRIDED_CLASSES):
+    in_panel = not side_by_side and n_classes <= most
+    # (a single row has no neighbours that tell; cut from others it has their bits)
+    if in_panel or (not contiguous and n_classes <= STRIDED_CLASSES):
         tile_bytes = TABLE_BYTES + areas * VECTOR_BYTES * n_classes
         if in_panel:
             tiles = min(4, step_classes // n_classes)

@@ -20,7 +20,7 @@ from tests.mutant_table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
 #: what the machine code of a kernel can come from; other files leave the compiled kernels as they are
-KERNEL_SOURCES = ("kernels/", "simd/", "vectormath.py", "compilation.py", "cache.py")
+KERNEL_SOURCES = ("kernels/", "simd/", "vectormath.py", "compilation.py", "cache.py", "kept.py")
 #: a test that takes longer has been made to wait for ever
 SECONDS = 900
 PYTEST = "-x -q -rfE --tb=no -p no:cacheprovider --hypothesis-profile=mutants".split()

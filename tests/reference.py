@@ -80,10 +80,6 @@ def _log_sum(rows: Rows) -> np.ndarray:
         return np.log1p(rows.rest)
 
 
-def _row_logsumexp(rows: Rows) -> np.ndarray:
-    return np.where(rows.ordinary, rows.largest + _log_sum(rows), rows.largest)
-
-
 def _as_rows(x, axis):
     """(n, C) rows of x, and a function that puts an (n, C) array back into the shape of x."""
     x = np.asarray(x)

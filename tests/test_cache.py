@@ -83,7 +83,7 @@ def test_every_source_of_a_kernel_counts(tmp_path, monkeypatch):
     shutil.copytree(cache._PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(cache, "_PACKAGE", package)
     digests = {cache.sources_digest.__wrapped__()}
-    files = [*package.glob("kernels/*.py"), *package.glob("simd/*.py"), package / "vectormath.py"]
+    files = [*package.glob("kernels/*.py"), *package.glob("simd/*.py"), package / "vectormath.py", package / "kept.py"]
     for path in files:
         path.write_text(path.read_text("utf-8") + "\n# changed\n", "utf-8")
         digests.add(cache.sources_digest.__wrapped__())

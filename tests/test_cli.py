@@ -8,16 +8,19 @@ import math
 import os
 import subprocess
 import sys
+from decimal import Decimal
 
+import mpmath
 import numpy as np
 import pytest
 
 import fastswl
 from fastswl import running, walks
-from fastswl.cli import COMMANDS, main, warmup
+from fastswl.cli import COMMANDS, info, main, warmup
 from fastswl.cli.console import CommandError, progress, table
 from fastswl.cli.demo import ComparedLayer
 from fastswl.cli.digits import SIDE, jitter, load_digits
+from fastswl.cli.explain import _exact_loss_and_gradient, _ulp
 from fastswl.cli.graph import Graph, softmax_with_loss
 from fastswl.cli.network import Adam, TwoLayerNetwork, shuffled_batches
 from fastswl.cli.plain_layer import PlainSoftmaxWithLoss
@@ -104,6 +107,72 @@ def test_the_module_is_the_command():
     assert done.stderr == "fastswl explain: error: logits must be finite, not nan\n"
 
 
+def in_a_process(*argv, stdout=subprocess.PIPE, **settings) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "fastswl.cli", *argv]
+    environment = {**os.environ, **settings}
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "value", "words"),
+    [
+        ("info", "NUMBA_THREADING_LAYER", "bogus", "threading layer requested 'bogus'"),
+        ("info", "NUMBA_NUM_THREADS", "0", "threads"),
+        ("explain", "NUMBA_NUM_THREADS", "0", "threads"),
+    ],
+)
+def test_a_setting_that_numba_refuses_is_one_line(command, setting, value, words):
+    done = in_a_process(command, **{setting: value})
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"fastswl {command}: error: ")
+    assert words in done.stderr and f"{setting}={value}" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argv", [["info"], ["explain", "1", "2"], ["--version"]], ids=lambda argv: argv[0])
+def test_output_that_cannot_be_written_is_one_line(argv, unbuffered):
+    with open("/dev/full", "w") as full:
+        done = in_a_process(*argv, stdout=full, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("fastswl")
+    assert "No space left on device" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pipe without a reader is told otherwise")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_told_nothing(unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        done = in_a_process("info", stdout=pipe, PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_an_error_of_several_lines_is_one_line(capsys, monkeypatch):
+    def collect():
+        raise ImportError("no library\nHINT: install it")
+
+    monkeypatch.setattr(info, "collect", collect)
+    assert "fastswl info: error: no library HINT: install it" in fails(capsys, "info")
+
+
+def test_a_mistake_in_fastswl_keeps_its_traceback(monkeypatch):
+    def collect():
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr(info, "collect", collect)
+    with pytest.raises(TypeError, match="a mistake"):
+        main(["info"])
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"fastswl {fastswl.__version__}\n"
+
+
 # --- console ------------------------------------------------------------------------------------
 
 
@@ -163,6 +232,14 @@ def test_explain_takes_negative_numbers_and_has_a_default(capsys):
     assert "y3 - t3" in run(capsys, "explain")
 
 
+def test_explain_help_names_the_logits_and_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["explain", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "score" in out
+    assert "(default: 0.3 2.9 4.0)" in out and "(default: 0)" in out
+
+
 def test_explain_shows_the_kernel_right_where_the_graph_cancels(capsys):
     out = run(capsys, "explain", "20", "0", "0")
     (line,) = [line for line in out.splitlines() if line.startswith("y1 - t1")]
@@ -175,6 +252,60 @@ def test_explain_says_when_the_graph_overflows(capsys):
     out = run(capsys, "explain", "1000", "0")
     assert "overflowed" in out
     assert "nan" in out
+
+
+@pytest.mark.parametrize("logits", [["100", "0"], ["140", "0"], ["400", "0"]], ids=" ".join)
+def test_explain_shows_a_tiny_loss_right(capsys, logits):
+    out = run(capsys, "explain", *logits)
+    _, line = [line for line in out.splitlines() if line.startswith("L  ")]  # the node, then the comparison
+    *_, of_graph, of_kernel = line.split()
+    assert float(of_graph) > 1e12
+    assert float(of_kernel) < 4
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [0.3, 2.9, 4.0],
+        [20.0, 0.0, 0.0],
+        [90.0, 0.0],  # rest on this side of 1e-40
+        [92.0, 0.0],
+        [93.0, 0.0],  # and beyond
+        [100.0, 0.0],
+        [120.0, 0.0],
+        [140.0, 0.0],
+        [400.0, 0.0],
+        [700.0, 0.0],
+        [0.0, 700.0, -700.0],
+        [1e308, -1e308],
+        [1e-300, 0.0],
+        [5.0, 5.0],
+        [5.0, 5.0, -100.0],
+        [0.0, 0.0, 0.0],
+        [7.0],
+    ],
+    ids=str,
+)
+def test_explain_compares_with_the_value_to_60_digits(logits):
+    """The plain formula of mpmath, with digits enough for 1 + exp(-1400) and for exp of 1e308."""
+    for target in range(len(logits)):
+        loss, *gradient = _exact_loss_and_gradient(logits, target)
+        with mpmath.workdps(1000):
+            e = [mpmath.exp(mpmath.mpf(logit) - max(logits)) for logit in logits]
+            total = sum(e)
+            expected = [mpmath.log(total) + max(logits) - mpmath.mpf(logits[target])]
+            expected += [value / total - (k == target) for k, value in enumerate(e)]
+            for value, right in zip([loss, *gradient], expected, strict=True):
+                # exp(-2e308) is nothing to a decimal
+                bound = max(abs(right) * mpmath.mpf(10) ** -60, mpmath.mpf(10) ** -900_000)
+                assert abs(mpmath.mpf(str(value)) - right) <= bound
+
+
+def test_an_overflow_that_is_right_is_no_error():
+    assert _ulp(math.inf, Decimal("2e308")) == "0.00"
+    assert _ulp(math.inf, Decimal("1e308")) == "inf"
+    assert _ulp(math.nan, Decimal("2e308")) == "nan"
+    assert _ulp(1e308, Decimal("2e308")) == "inf"
 
 
 @pytest.mark.parametrize("target", range(4))

@@ -394,6 +394,40 @@ def test_layer_refuses_bad_buffers_and_douts():
     assert np.array_equal(layer.backward(), expected)
 
 
+def test_new_kinds_of_dtypes_are_named():
+    x = np.array([["a"]], np.dtypes.StringDType())
+    for name, argument in (("softmax", "x"), ("cross_entropy", "logits"), ("cross_entropy", "targets")):
+        error = call(name, {argument: x})
+        assert isinstance(error, TypeError) and argument in str(error) and "StringDType" in str(error)
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_a_bad_sample_weight_beside_no_rows(weight):
+    with pytest.raises(ValueError, match=f"sample_weight.*{weight}"):
+        swl.cross_entropy(np.zeros((0, 3)), np.zeros(0, int), sample_weight=[weight])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("options", [{"logit_scale": 1e39}, {"logit_scale": 1e-46}, {"softcap": 1e-100}])
+def test_changes_of_logits_that_float32_has_no_room_for(dtype, options):
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=rf"{name}.*{re.escape(str(value))}"):
+        swl.cross_entropy(np.zeros((1, 2), dtype), [0], **options)
+    assert np.isfinite(swl.cross_entropy(np.zeros((1, 2)), [0], **options))
+
+
+@pytest.mark.parametrize("weight", [1e39, 1e-46])
+def test_weights_that_float32_has_no_room_for(weight):
+    x, weights = np.zeros((2, 3), np.float32), [1, weight, 1]
+    targets = np.full((2, 3), 1 / 3)
+    for y, options in (([1, 2], {"label_smoothing": 0.125}), (targets, {})):
+        with pytest.raises(ValueError, match=rf"weight.*{re.escape(str(weight))} at index 1"):
+            swl.cross_entropy(x, y, weight=weights, **options)
+        assert np.isfinite(swl.cross_entropy(x.astype(float), y, weight=weights, **options))
+    # without mass on every class they are multiplied in float64
+    assert swl.cross_entropy(x, [0, 2], weight=weights) == pytest.approx(np.log(3))
+
+
 @pytest.mark.parametrize("n", [0, -1])
 def test_thread_counts_below_one(n):
     before = swl.get_num_threads()

@@ -16,8 +16,9 @@ PACKAGE = Path(fastswl.__file__).parent
 # Lowest first. A module may import the layers below its own and, where the layer is a package,
 # the modules of that package. A name stands for the module and all below it.
 LAYERS = [
-    ["fastswl.forks"],
-    ["fastswl.arguments", "fastswl.cache", "fastswl.simd", "fastswl.threads"],
+    ["fastswl.forks", "fastswl.kept"],
+    ["fastswl.arguments", "fastswl.cache", "fastswl.simd"],
+    ["fastswl.threads"],
     ["fastswl.blocks", "fastswl.compilation"],
     ["fastswl.vectormath", "fastswl.signed_logsumexp"],
     ["fastswl.kernels"],

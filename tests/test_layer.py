@@ -200,6 +200,29 @@ def test_ignored_and_special_rows():
     assert np.all(layer.backward()[[0, 2]] == 0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dout", [np.inf, np.nan, -np.inf])
+def test_an_infinite_dout_leaves_ignored_rows_alone(dtype, dout):
+    """A loss scale that has overflowed."""
+    x = np.array([[0.0, 1, 2], [1, 2, 3]], dtype)
+    for reduction, factor in (("mean", dout), ("none", np.array([dout, dout]))):
+        layer = swl.SoftmaxWithLoss(reduction=reduction)
+        layer.forward(x, np.array([-100, 1]))
+        dx = layer.backward(factor)
+        assert np.all(dx[0] == 0) and not np.isfinite(dx[1]).any()
+
+
+def test_one_row_of_targets_that_are_y():
+    """Of one row there is no stride between rows that would tell how much memory its targets take."""
+    x, target = np.array([[0.1, 0.2, 0.3]]), np.array([[0.2, 0.3, 0.5]])
+    layer = swl.SoftmaxWithLoss()
+    for _ in range(2):  # the second call is one that is kept ready
+        layer.forward(x, target)
+    given = layer.y.copy()
+    layer.forward(x + np.array([0, 1, 5]), layer.y)
+    assert same_bits(layer.t, given)
+
+
 def test_a_gradient_step_lowers_the_loss():
     x, y = batch()
     layer = swl.SoftmaxWithLoss()

@@ -272,6 +272,22 @@ def test_another_view_of_exactly_the_input():
         assert same_bits(x, expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 1000), (1000,), (1, 5), (2, 1000)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_call_that_is_kept_ready_does_not_write_to_its_targets(shape, dtype):
+    """Of one row there is no stride between rows that would tell how much memory they take."""
+    rng = np.random.default_rng(13)
+    x = rng.normal(size=shape).astype(dtype)
+    held = rng.random(2 * x.size).astype(dtype)
+    swl.cross_entropy_value_and_grad(x, held[: x.size].reshape(shape))
+    for start, to in ((0, 0), (0, 3), (3, 0)):
+        targets, grad = (held[i : i + x.size].reshape(shape) for i in (start, to))
+        before = held.copy()
+        with pytest.raises(ValueError, match="grad_out overlaps targets"):
+            swl.cross_entropy_value_and_grad(x, targets, grad_out=grad)
+        assert same_bits(held, before)
+
+
 def test_calls_that_are_kept_ready_look_at_memory_too():
     """The second call of the same shapes goes another way."""
     for shape in ((6, 6), (40, 10), (5, 300), (5, 700)):

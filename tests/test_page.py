@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "asv"
 WALK = "bench_inputs.Walks.time_walk"
 SWITCHES = (
     "--headless",
@@ -93,10 +94,18 @@ def show(browser, address: str, condition: str):
     return WebDriverWait(browser, 30).until(lambda driver: driver.execute_script(condition))
 
 
-def has_results(file: Path) -> bool:
+def parameters_shown() -> set[str]:
+    """Of the benchmark as it was when it last ran: results of other parameters are kept, but have no curve."""
+    return set(json.loads((RESULTS / "benchmarks.json").read_text())[WALK]["params"][0])
+
+
+def has_results(file: Path, shown: set[str]) -> bool:
     """Whether a commit could be built and measured."""
     results = json.loads(file.read_text())["results"].get(WALK)
-    return bool(results and results[0] and any(results[0]))
+    if not (results and results[0]):
+        return False
+    values, ((*parameters,), *_) = results[:2]
+    return any(value and name in shown for value, name in zip(values, parameters, strict=True))
 
 
 def screenshot(browser, name: str) -> None:
@@ -124,7 +133,8 @@ def test_the_grid_shows_the_benchmarks(page, browser):
 def test_a_graph_has_points_for_the_commits(page, browser):
     _, address = page
     points = show(browser, f"{address}#{WALK}?x-axis=commit", f"if ($('#main-graph').data('plot')) {{ {POINTS} }}")
-    measured = {file.name[:8] for file in (ROOT / "benchmarks/results/asv").glob("*/*-*.json") if has_results(file)}
+    shown = parameters_shown()
+    measured = {file.name[:8] for file in RESULTS.glob("*/*-*.json") if has_results(file, shown)}
     # asv follows the first parent of a merge
     command = ["git", "rev-list", "--first-parent", "HEAD"]
     history = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -139,3 +149,36 @@ def test_the_regressions_render(page, browser):
     show(browser, f"{address}#/regressions", "return $('#regressions-body').text().trim().length > 0")
     assert "error" not in browser.current_url
     screenshot(browser, "regressions")
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """What asv is asked, with nothing done, on a CPU that no kept results are of."""
+    from benchmarks import page
+
+    asked: list[tuple[str, ...]] = []
+    about = {"system": "Linux x86_64", "target": "another", "cpu": "another CPU", "cores": 2}
+    monkeypatch.setattr(page.machine, "describe", lambda: about)
+    monkeypatch.setattr(page, "asv", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(page, "bring_scripts", lambda folder: True)
+    return asked
+
+
+def test_what_is_kept_is_published_without_a_word_on_this_machine(commands):
+    from benchmarks import page
+
+    assert page.main(["--no-run", "--no-preview"]) == 0
+    assert [command[0] for command in commands] == ["publish"]
+
+
+def test_another_machine_does_not_measure_under_a_kept_name(commands, capsys):
+    from benchmarks import page
+
+    assert page.main(["--no-preview"]) == 2
+    assert commands == []
+    assert capsys.readouterr().err.splitlines() == [
+        f"{page.MACHINE} is another machine (arch znver4, not another, cpu AMD EPYC, not another CPU): "
+        "choose a name for this one, --machine"
+    ]
+    assert page.main(["--no-preview", "--machine", "a-new-one"]) == 0
+    assert [command[0] for command in commands] == ["machine", "run", "publish"]

@@ -278,6 +278,32 @@ def test_bits_of_a_row_do_not_depend_on_its_batch(classes, dtype):
             assert same_bits(function(others, y)[5], whole[5]), (number, value)
 
 
+@pytest.mark.parametrize("classes", [20, 300, 400, 447, 448, 1000, 2048, 2049])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_row_cut_from_a_batch_whose_classes_lie_apart_has_its_bits(classes, dtype):
+    """Alone it has no neighbour, and cut by steps none beside it."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(0, 3, (2, classes, 3, 4)).astype(dtype)
+    y = rng.integers(0, classes, (2, 3, 4))
+    cuts = (
+        (slice(None), slice(None, None, 2), slice(None)),
+        (slice(1, 2), slice(2, 3), slice(1, 2)),
+        (0, slice(1, 2), 3),
+    )
+    for function in (swl.softmax, swl.log_softmax, lambda x, axis: swl.logsumexp(x, axis, keepdims=True)):
+        whole = function(x, 1)
+        for images, rows, columns in cuts:
+            axis = 0 if isinstance(images, int) else 1
+            where = images, slice(None), rows, columns
+            assert same_bits(function(x[where], axis), whole[where])
+    whole = swl.cross_entropy_value_and_grad(x, y, 1, reduction="none")
+    for images, rows, columns in cuts:
+        axis = 0 if isinstance(images, int) else 1
+        where = images, slice(None), rows, columns
+        cut = swl.cross_entropy_value_and_grad(x[where], y[images, rows, columns], axis, reduction="none")
+        assert same_bits(cut.loss, whole.loss[images, rows, columns]) and same_bits(cut.grad, whole.grad[where])
+
+
 @pytest.mark.parametrize("size", [(3000, 100), (20_000, 10), (40, 5000), (1, 200_000)], ids=str)
 def test_same_call_twice_gives_the_same_bits(size):
     rng = np.random.default_rng(3)

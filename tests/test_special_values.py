@@ -202,6 +202,36 @@ def test_ignored_rows_are_never_read(classes, dtype, axis):
         assert same_bits(alone, expected[1])
 
 
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 5000])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_probabilities_of_rows_that_weigh_nothing_are_never_read(classes, dtype, axis):
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(20, classes)).astype(dtype)
+    targets = rng.random((20, classes)).astype(dtype)
+    weights = np.arange(20) % 3 != 0
+    hostile = np.where(weights[:, np.newaxis], targets, np.resize([NAN, INF, -INF], classes)).astype(dtype)
+    clean, result = (
+        swl.cross_entropy_value_and_grad(x if axis else x.T, t if axis else t.T, axis, sample_weight=weights)
+        for t in (targets, hostile)
+    )
+    assert same_bits(result.loss, clean.loss) and np.isfinite(result.loss)
+    # (what lies beside a NaN may be computed in another order)
+    np.testing.assert_allclose(
+        result.grad.astype(float), clean.grad.astype(float), rtol=1e-2 if "16" in dtype else 1e-5, atol=1e-7
+    )
+    assert np.all((result.grad if axis else result.grad.T)[~weights] == 0)
+
+
+@pytest.mark.parametrize("softcap", [1e39, 1e300])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_softcap_that_no_logit_comes_near_is_none(dtype, softcap):
+    x = np.array([[-INF, 0, 1], [2, 3, 5]], dtype)
+    for y in ([1, 0], [[0, 0.5, 0.5], [1, 0, 0]]):
+        plain, capped = (swl.cross_entropy_value_and_grad(x, y, softcap=cap) for cap in (None, softcap))
+        assert same_bits(capped.loss, plain.loss) and same_bits(capped.grad, plain.grad)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weight_of_zero_at_minus_infinity_adds_nothing(dtype):
     x = np.array([[0, -INF, 0]], dtype)

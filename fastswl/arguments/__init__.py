@@ -16,12 +16,10 @@ from fastswl.arguments.arrays import (
 from fastswl.arguments.axes import axis_last, by_descending_stride, class_axes, merge_last_axes
 from fastswl.arguments.outputs import check_output, in_place_or_apart, overlaps, require_apart
 from fastswl.arguments.plan import (
-    REFUSED,
     LossPlan,
     OwnedBuffers,
     check_upstream,
     empty_error,
-    key_of_weights,
     loss_plan,
     read_logits,
 )
@@ -49,7 +47,6 @@ __all__ = [
     "DEFAULT_UPSTREAM",
     "DEFAULT_Z_LOSS",
     "LOSS_DTYPE",
-    "REFUSED",
     "RESULT_DTYPE",
     "Array",
     "LossPlan",
@@ -64,7 +61,6 @@ __all__ = [
     "empty_error",
     "in_place_or_apart",
     "index_error",
-    "key_of_weights",
     "loss_plan",
     "loss_scalars",
     "merge_last_axes",

@@ -75,7 +75,10 @@ def as_array(name: str, value: object) -> Array:
     if type(value) is np.ndarray and value.dtype in RESULT_DTYPE and value.flags.carray:
         return value
     array = _read(name, value)
-    native = array.dtype.newbyteorder("=")
+    try:
+        native = array.dtype.newbyteorder("=")
+    except TypeError:  # of NumPy's new kinds of dtypes, as StringDType
+        native = array.dtype
     if native not in RESULT_DTYPE and not _register_bfloat16(native):
         raise TypeError(
             f"{name} has dtype {array.dtype}; supported are bool, integers, float16, bfloat16, float32 and float64"

@@ -1,7 +1,6 @@
 """The arguments of the loss, checked together and put into one plan for the kernels."""
 
-import sys
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,13 +23,12 @@ from fastswl.arguments.scalars import (
     DEFAULT_REDUCTION,
     DEFAULT_UPSTREAM,
     DEFAULT_Z_LOSS,
+    check_float32_weights,
     loss_scalars,
     real_number,
+    scalars_in_float32,
 )
 from fastswl.arguments.targets import read_targets
-
-#: what a kept call returns in place of a loss: take the way of all checks (no loss is the lowest float)
-REFUSED: Final = -sys.float_info.max
 
 
 class LossPlan(NamedTuple):
@@ -69,17 +67,6 @@ class OwnedBuffers(NamedTuple):
 
     grad: Array
     probabilities: Array
-
-
-def key_of_weights(dtype: np.dtype[Any], shape: tuple[int, ...], of_rows: bool) -> tuple[Any, ...]:
-    """Return what the key of a kept call ends in that takes weights, of classes or of rows.
-
-    Examples
-    --------
-    >>> key_of_weights(np.dtype(float), (10,), True)
-    (dtype('float64'), (10,), 'rows')
-    """
-    return (dtype, shape, "rows") if of_rows else (dtype, shape)
 
 
 def empty_error() -> ValueError:
@@ -200,9 +187,13 @@ normalizer, empty, z_loss, logit_scale, softcap, class_mask, upstream, out, grad
         )
         if probabilities and ignore_index >= 0:
             raise ValueError(f"ignore_index must be negative with probability targets, got {ignore_index}")
+        if LOSS_DTYPE[dtype] == np.float32:
+            logit_scale, softcap = scalars_in_float32(logit_scale, softcap)
 
     if weight is not None:
         weight = _class_weights(weight, shape[axis_number])
+        if LOSS_DTYPE[dtype] == np.float32 and (probabilities or label_smoothing):
+            check_float32_weights(weight)
     if sample_weight is not None:
         sample_weight = _sample_weights(sample_weight, rows)
     if class_mask is not None:
@@ -261,15 +252,14 @@ def _class_weights(weight: object, n_classes: int) -> Array:
 def _sample_weights(sample_weight: object, rows: tuple[int, ...]) -> Array:
     """Return sample weights as non-negative finite float64, broadcast to the per-sample shape."""
     array = as_float64("sample_weight", sample_weight)
-    if array.shape != rows:
-        try:
-            array = np.broadcast_to(array, rows)
-        except ValueError:
-            raise ValueError(
-                f"sample_weight of shape {array.shape} does not broadcast to the per-sample shape {rows}"
-            ) from None
+    # (before it is broadcast, maybe to no rows)
     check_finite_non_negative("sample_weight", array)
-    return array
+    try:
+        return np.broadcast_to(array, rows) if array.shape != rows else array
+    except ValueError:
+        raise ValueError(
+            f"sample_weight of shape {array.shape} does not broadcast to the per-sample shape {rows}"
+        ) from None
 
 
 def _class_mask(class_mask: object, shape: tuple[int, ...], axis: int) -> Array:

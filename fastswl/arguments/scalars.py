@@ -6,6 +6,7 @@ import operator
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from fastswl.arguments.arrays import as_array
 
@@ -27,6 +28,7 @@ _LOWEST_INT64: Final = -(2**63)
 _HIGHEST_INT64: Final = 2**63 - 1
 _SMALLEST: Final = math.nextafter(0.0, 1.0)  # the smallest float above 0
 _LARGEST: Final = math.nextafter(math.inf, 0.0)  # the largest finite float
+_SMALLEST_FLOAT32, _LARGEST_FLOAT32 = (float(limit) for limit in (np.finfo("f4").tiny, np.finfo("f4").max))
 
 
 def real_number(name: str, value: object) -> float:
@@ -87,8 +89,8 @@ def integer(name: str, value: object) -> int:
     raise TypeError(f"{name} must be an integer, got {value!r}")
 
 
-def thread_count(n_threads: object) -> int:
-    """Return a thread count of at least 1.
+def thread_count(n_threads: object, name: str = "n_threads") -> int:
+    """Return a thread count of at least 1; errors call it by `name`.
 
     Raises
     ------
@@ -103,9 +105,9 @@ def thread_count(n_threads: object) -> int:
     Traceback (most recent call last):
     ValueError: n_threads must be at least 1, got 0
     """
-    count = integer("n_threads", n_threads)
+    count = integer(name, n_threads)
     if count < 1:
-        raise ValueError(f"n_threads must be at least 1, got {count}")
+        raise ValueError(f"{name} must be at least 1, got {count}")
     return count
 
 
@@ -124,6 +126,54 @@ def _number_in(name: str, value: object, low: float, high: float, rule: str) -> 
     if not low <= number <= high:
         raise ValueError(f"{name} must be {rule}, got {value!r}")
     return number
+
+
+def scalars_in_float32(logit_scale: float, softcap: float | None) -> tuple[float, float | None]:
+    """Check the scalars of the change of the logits where that is done in float32.
+
+    A softcap that no float32 logit comes near is none.
+
+    Raises
+    ------
+    ValueError
+        For one that is no normal number of that type.
+
+    Examples
+    --------
+    >>> scalars_in_float32(0.5, 1e39)
+    (0.5, None)
+    >>> scalars_in_float32(1e39, None)
+    Traceback (most recent call last):
+    ValueError: logit_scale must be in the normal range of float32, as the logits are, got 1e+39
+    """
+    if softcap is not None and softcap > _LARGEST_FLOAT32:
+        softcap = None
+    for name, value in (("logit_scale", logit_scale), ("softcap", softcap)):
+        if value is not None and not _SMALLEST_FLOAT32 <= value <= _LARGEST_FLOAT32:
+            raise ValueError(f"{name} must be in the normal range of float32, as the logits are, got {value!r}")
+    return logit_scale, softcap
+
+
+def check_float32_weights(weight: npt.NDArray[np.float64]) -> None:
+    """Check class weights that float32 target mass is multiplied by.
+
+    Raises
+    ------
+    ValueError
+        For one other than 0 that is no normal number of that type.
+
+    Examples
+    --------
+    >>> check_float32_weights(np.array([0.0, 1e-50]))
+    Traceback (most recent call last):
+    ValueError: weight must be 0 or in the normal range of float32, as the logits are, got 1e-50 at index 1
+    """
+    outside = (weight != 0.0) & ((weight < _SMALLEST_FLOAT32) | (weight > _LARGEST_FLOAT32))
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise ValueError(
+            f"weight must be 0 or in the normal range of float32, as the logits are, got {float(weight[first])!r} at index {first}"
+        )
 
 
 def loss_scalars(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,3 +91,8 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and values in two columns."""
     width = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in pairs)
+
+
+def numba_settings() -> dict[str, str]:
+    """Numba's settings in the environment."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")}

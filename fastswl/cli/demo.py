@@ -85,10 +85,11 @@ def _timed(call: Callable[[], _T]) -> tuple[float, _T]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastswl demo`."""
-    parser.add_argument("--epochs", type=int, default=20, help="passes over the images (20)")
-    parser.add_argument("--batch-size", type=int, default=100, help="images a step (100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and the training (0)")
-    parser.add_argument("--out", type=Path, default=Path("fastswl-demo.png"), help="the picture (fastswl-demo.png)")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the images (default: 20)")
+    parser.add_argument("--batch-size", type=int, default=100, help="images a step (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the training (default: 0)")
+    out = Path("fastswl-demo.png")
+    parser.add_argument("--out", type=Path, default=out, help=f"the picture (default: {out})")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 

@@ -18,8 +18,14 @@ from fastswl.cli.console import CommandError, table
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `fastswl explain`."""
-    parser.add_argument("logits", nargs="*", type=float, default=[0.3, 2.9, 4.0], help="(0.3 2.9 4.0)")
-    parser.add_argument("--target", type=int, default=0, help="the right class, from 0 (0)")
+    parser.add_argument(
+        "logits",
+        nargs="*",
+        type=float,
+        default=[0.3, 2.9, 4.0],
+        help="a score for each class, any finite number; softmax makes probabilities of them (default: 0.3 2.9 4.0)",
+    )
+    parser.add_argument("--target", type=int, default=0, help="the right class, counted from 0 (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -69,21 +75,36 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _exact_loss_and_gradient(logits: Sequence[float], target: int) -> list[decimal.Decimal]:
-    with decimal.localcontext(prec=60):
+    """Loss and gradient, right to 60 digits of each value, however small.
+
+    Only what has one sign is added up, so nothing cancels: the loss is (max - x_t) + log(1 + rest), where rest sums exp(x - max)
+    over all logits but one that is the largest.
+    """
+    # more digits than are promised: log(1 + rest) loses the 40 by which rest may be smaller than 1
+    with decimal.localcontext(prec=140):
         row = [decimal.Decimal(logit) for logit in logits]
-        e = [(logit - max(row)).exp() for logit in row]
-        others = sum((value for k, value in enumerate(e) if k != target), decimal.Decimal())
-        total = e[target] + others
+        largest = row.index(max(row))
+        e = [(logit - row[largest]).exp() for logit in row]
+        rest = _sum_without(e, largest)
+        # in 1 + rest, 1e-174 would vanish; of the series, the third term is below 1e-80 of the first
+        log_total = (1 + rest).ln() if rest > decimal.Decimal("1e-40") else rest - rest * rest / 2
+        total = 1 + rest
         gradient = [value / total for value in e]
-        gradient[target] = -others / total
-        return [total.ln() + max(row) - row[target], *gradient]
+        gradient[target] = -_sum_without(e, target) / total
+        return [(row[largest] - row[target]) + log_total, *gradient]
+
+
+def _sum_without(terms: Sequence[decimal.Decimal], index: int) -> decimal.Decimal:
+    return sum((term for k, term in enumerate(terms) if k != index), decimal.Decimal())
 
 
 def _ulp(value: float, reference: float | decimal.Decimal) -> str:
     """Distance of a value from a reference, in ulp of the reference."""
-    if not math.isfinite(value):
-        return f"{value}"
+    rounded = float(reference)
+    if not (math.isfinite(value) and math.isfinite(rounded)):
+        # inf is right where the reference is beyond the largest float64
+        return "0.00" if value == rounded else f"{abs(value - rounded)}"
     with decimal.localcontext(prec=60):
         distance = abs(decimal.Decimal(value) - decimal.Decimal(reference))
-        ulps = distance / decimal.Decimal(math.ulp(float(reference)))
+        ulps = distance / decimal.Decimal(math.ulp(rounded))
     return f"{ulps:.2f}" if ulps < 1000 else f"{ulps:.1e}"

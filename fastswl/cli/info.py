@@ -10,7 +10,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from fastswl.cli.console import facts
+from fastswl.cli.console import facts, numba_settings
 
 _PACKAGES = ("fastswl", "numba", "llvmlite", "numpy", "tbb")
 
@@ -54,7 +54,7 @@ def collect() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "simd": _simd_features(),
         "cache": None if cache is None else str(cache),
-        "settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith("NUMBA_")},
+        "settings": numba_settings(),
     }
 
 

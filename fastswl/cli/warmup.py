@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DTYPE",
         help=f"only this one of {', '.join(DTYPES)}; may be given again",
     )
-    parser.add_argument("--processes", type=int, help="at a time (as many as fastswl uses threads)")
+    parser.add_argument("--processes", type=int, help="at a time (default: as many as fastswl uses threads)")
 
 
 def run(arguments: argparse.Namespace) -> None:

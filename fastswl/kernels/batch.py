@@ -17,7 +17,7 @@ from fastswl.kernels.batch_results import RowOut, write_rows
 from fastswl.kernels.block import FAR_32, larger, once_ahead, smaller
 from fastswl.kernels.lines import copy_numbers, vectors_in, vectors_of
 from fastswl.kernels.merge import largest_is_most, mark_rows, settle_rows, take_largest_out, weight_of_part
-from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, LEFT_OUT_BELOW, WRONG_GUESSES, row_part
+from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, WRONG_GUESSES, row_part
 from fastswl.kernels.plan import LOG_SOFTMAX, LOSS, logits_of_row, results_of_row, spread_evenly
 from fastswl.kernels.results import no_results, results_in_place
 from fastswl.kernels.rows import (
@@ -255,7 +255,7 @@ def find_windows(storage, table, memory):
 class Row:
     """For formulas: one row from logits to exponentials."""
 
-    def __init__(self, storage, plan, table, memory, batch, row):
+    def __init__(self, storage, plan, memory, batch, row):
         self.given, self.storage = storage, arithmetic_of(storage)
         self.n_classes, self.rows = plan.n_classes, lanes(storage)
         self.whole, self.past = vectors_in(storage, self.n_classes), self.n_classes & (self.rows - 1)
@@ -383,7 +383,7 @@ def guessed_rows(
     weights, moves = weights_of_classes(plan, memory)
 
     def one(row, between, is_weighed=False):
-        own = Row(storage, plan, table, memory, batch, row)
+        own = Row(storage, plan, memory, batch, row)
         own.keep_left_out(table, row)
         top, weighed = Running(none), Running(own.weigh_edge(weights, moves) if is_weighed else 0)
 
@@ -439,7 +439,8 @@ def settled_guesses(storage, target_storage, plan, table, memory, count, bottom)
     above = units - widen(power)
     lowest = lane(exp_reference(storage, splat_like(top, units))[1], 0)
     right = ~any_lane(~inside) & ~any_lane(~((above >= 0.0) & (above <= GUESS_ABOVE)))
-    right = right & (bottom >= lowest + LEFT_OUT_BELOW)
+    # (e of the least x is no subnormal number)
+    right = right & (bottom >= lowest)
     highest = to_float64(lane(max_lanes(storage, power), 0))
 
     def use():
@@ -526,16 +527,22 @@ def references_of_rows(storage, plan, table, memory, batch):
     arithmetic = arithmetic_of(storage)
     zero = narrow(arithmetic, wide_zero(arithmetic))
     for row in steps(0, batch.count):
-        own = Row(storage, plan, table, memory, batch, row)
+        own = Row(storage, plan, memory, batch, row)
         own.keep_left_out(table, row)
         last = own.last_vector()
-        top, strange = Running(larger(last, zero - np.inf)), Running(select(last == last, zero, last))
+        top = Running(larger(last, zero - np.inf))
         for i in steps(0, own.whole):
-            x = own.logit(i)
-            top.value = larger(x, top.value)
-            strange.value = select(x == x, strange.value, x)
-        beside = any_lane(top.value == np.inf) & any_lane(strange.value != strange.value)
-        store(arithmetic, memory + TOPS + VECTOR_BYTES * row, select(beside, splat_like(zero, np.nan), top.value))
+            top.value = larger(own.logit(i), top.value)
+
+        def nan_where_any(own=own, last=last, top=top):
+            strange = Running(select(last == last, zero, last))
+            for i in steps(0, own.whole):
+                x = own.logit(i)
+                strange.value = select(x == x, strange.value, x)
+            return select(any_lane(strange.value != strange.value), splat_like(zero, np.nan), top.value)
+
+        top = choose(any_lane(top.value == np.inf), lambda top=top: top.value, nan_where_any)
+        store(arithmetic, memory + TOPS + VECTOR_BYTES * row, top)
     top = tops_of_rows(arithmetic, memory, batch.count)
     m = select(absolute(top) < np.inf, top, zero)
     shift = select(absolute(m) >= FAR_32, m, zero)
@@ -560,7 +567,7 @@ def rows_by_references(storage, plan, table, memory, batch, marked):
     for row in steps(0, batch.count):
 
         def one(row=row):
-            own = Row(storage, plan, table, memory, batch, row)
+            own = Row(storage, plan, memory, batch, row)
             magic, lowest = (
                 splat_like(like, load_one(arithmetic, memory + line + 4 * row)) for line in (MAGIC, LOWEST)
             )

@@ -4,11 +4,13 @@ All that does not change between calls of the same shapes stands in a plan that 
 in and what can differ between arrays of the same shape is looked at: alignment, write access, overlap. One block is run at once.
 """
 
+import functools
+
 import numpy as np
 from numba import types
 
-from fastswl.arguments import REFUSED
 from fastswl.compilation import python_entry, routine
+from fastswl.kept import REFUSED
 from fastswl.kernels.block import settled
 from fastswl.kernels.plan import (
     BEHIND_PLAN,
@@ -23,10 +25,10 @@ from fastswl.kernels.plan import (
     SOFTMAX_WORD,
     TARGETS_WORD,
     WEIGHT_WORD,
-    load_plan,
+    plan_to_fill_in,
 )
 from fastswl.kernels.scan import scan_rows, scan_vectors
-from fastswl.kernels.targets import load_index, vectors_serve
+from fastswl.kernels.targets import index_bytes, load_index, vectors_serve
 from fastswl.simd import (
     ARRAY_ALIGNED,
     ARRAY_C_CONTIGUOUS,
@@ -110,7 +112,7 @@ def small_softmax(kernel, words, scratch, extent, x, out):
 
     Without `kernel` only the plan is filled in.
     """
-    if load_plan(words).operation == LOGSUMEXP:
+    if plan_to_fill_in(words).operation == LOGSUMEXP:
         if not readable(x) or not readable(out):
             return REFUSED
         store_int64(words + ROW_VALUES_WORD, array_data(out))
@@ -125,10 +127,18 @@ def small_softmax(kernel, words, scratch, extent, x, out):
 
 
 @formula
+def bytes_of_targets(plan):
+    """Of contiguous ones. (Of one row there is no stride.)"""
+    of_index = functools.partial(index_bytes, plan.index_code)
+    of_row = choose(plan.kind == PROBABILITY_TARGETS, of_index, lambda: plan.targets_class * plan.n_classes)
+    return of_row * plan.n_inner
+
+
+@formula
 def fits_loss(plan, extent, logits, targets, grad, other):
     """Whether arrays of the shapes of a plan are places that a kernel can read and write; the `other` result is the softmax, or the
     losses of rows (a plan that has these has their address from the first call on, see `keep_loss`)."""
-    target, target_bytes = array_data(targets), plan.targets_inner * plan.n_inner
+    target, target_bytes = array_data(targets), bytes_of_targets(plan)
     logit, place = array_data(logits), array_data(other)
 
     def result_fits():
@@ -174,7 +184,7 @@ def small_loss(kernel, words, scratch, extent, is_mean, logits, targets, grad, o
     Without `kernel` only the plan is filled in, and the divisor comes back. REFUSED where an index is out of range, the mean has
     nothing to divide by or an array can't be used.
     """
-    plan = load_plan(words)
+    plan = plan_to_fill_in(words)
     if not fits_loss(plan, extent, logits, targets, grad, other):
         return REFUSED
     counted = rows_that_count(plan, array_data(targets))
@@ -230,7 +240,7 @@ def small_weighted_loss(
 ):
     """`small_loss` with weights of classes or of rows (float32 or float64), of which a copy goes to `room` bytes behind the plan.
     Without `room` the plan has them, with what is made of them for every class, and others are REFUSED."""
-    plan = load_plan(words)
+    plan = plan_to_fill_in(words)
     if not fits_loss(plan, extent, logits, targets, grad, other) or not readable(weights):
         return REFUSED
     if room == 0:
@@ -242,7 +252,6 @@ def small_weighted_loss(
             return REFUSED
         store_int64(words + place, words + room)
     store_int64(words + TARGETS_WORD, array_data(targets))
-    plan = load_plan(words)
     bad, high, low = scan_rows(plan, word(0), plan.n_inner)
     divisor = high + low if is_mean != 0 else 1.0
     if bad >= 0 or divisor == 0.0:

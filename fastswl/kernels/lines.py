@@ -249,7 +249,7 @@ def write_first(storage, results):
 
 @routine
 def write_vectors(storage, results, first, n):
-    """`n` vectors from the number `first` on; meanwhile the lines that are read after that are asked for."""
+    """`n` vectors from the number `first` on."""
     write_vectors_here(storage, results, first, n)
 
 

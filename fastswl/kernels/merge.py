@@ -177,8 +177,8 @@ def merge_parts(storage, plan, table, row, parts, n_parts):
         when(plan.kind != INDEX_TARGETS, put)
 
         def is_most():
-            most = largest_is_most(storage, *(splat_like(wide_zero(storage), x) for x in (m, power, total.high.value)))
-            return lane(select(most, wide_zero(storage) + 1.0, wide_zero(storage)), 0) != 0.0
+            known = (splat_like(wide_zero(storage), x) for x in (m, power, total.high.value))
+            return any_lane(largest_is_most(storage, *known))
 
         asked = (plan.operation == LOG_SOFTMAX) & first_time & finite
         return choose(choose(asked, lambda: False, is_most), lambda: False, lambda: again(0.0))

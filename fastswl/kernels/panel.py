@@ -73,7 +73,7 @@ from fastswl.kernels.rows import (
     others_at_target,
     smoothing_unit,
 )
-from fastswl.kernels.spread import fill_masked_of_tile, put_weights, spread_of_tile
+from fastswl.kernels.spread import clear_ignored, fill_masked_of_tile, put_weights, spread_of_tile
 from fastswl.kernels.stream import INTERLEAVED, LINE_BYTES, flush, keep_rest, lines_of_tile, write_lines
 from fastswl.kernels.tiles import (
     Made,
@@ -91,6 +91,7 @@ from fastswl.simd import (
     choose,
     fma,
     formula,
+    in_float64,
     itemsize,
     lane_numbers,
     lanes,
@@ -248,7 +249,7 @@ def unless_alone(together, value):
 def weighed_on_the_way(storage, plan):
     """Whether the logits times the class weights are added up while their exponentials are computed, for a smoothing that is even: a
     difference of sums without the largest logit, for which float64 arithmetic has no digits."""
-    return by_type(storage, spread_evenly(plan) & ~changed(plan), plan.n_classes < 0)
+    return by_type(storage, spread_evenly(plan) & ~changed(plan), False)
 
 
 @formula
@@ -276,7 +277,7 @@ def exp_of_tile(storage, plan, tile, low_parts, exponentials, first, end, magic,
         )
         return *sums, None if total is None else total.value
 
-    if weighed is None or by_type(storage, False, True):
+    if weighed is None or in_float64(storage):
         return add_up()
     # (where logits are loaded and transposed it takes longer: half of what widens them is shuffles, too)
     way = select(weighed_on_the_way(storage, plan), select(plan.weight == 0, 1, 2), 0)
@@ -513,15 +514,6 @@ def make_in_place(storage, tile, n_classes, made):
             store(storage, place, made.of(storage, load(storage, place), c))
 
     made.by_kind(work)
-
-
-@formula
-def clear_ignored(storage, table, tile, n_classes):
-    """An ignored row is as if it were 0."""
-    ignored = load_wide(storage, table + ROW_WEIGHT) == 0.0
-    for c in steps(0, n_classes):
-        x = load(storage, tile + VECTOR_BYTES * c)
-        store(storage, tile + VECTOR_BYTES * c, select(ignored, splat_like(x, 0.0), x))
 
 
 @formula

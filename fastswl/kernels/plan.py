@@ -82,13 +82,9 @@ class Plan(NamedTuple):
 
 
 _FLOAT_FIELDS = {"row_factor", "label_smoothing", "weight_total", "z_loss", "logit_scale", "softcap"}
-_WORDS = Words(
-    "plan",
-    {
-        name: (number, types.float64 if name in _FLOAT_FIELDS else types.int64)
-        for number, name in enumerate(Plan._fields)
-    },
-)
+_FIELDS = {
+    name: (number, types.float64 if name in _FLOAT_FIELDS else types.int64) for number, name in enumerate(Plan._fields)
+}
 #: words that differ between calls of the same shapes and options; the others are packed once
 CHANGING = Plan._fields.index("operation")
 
@@ -99,8 +95,8 @@ def _layout(names: tuple) -> struct.Struct:
 
 CHANGING_LAYOUT, FIXED_LAYOUT = _layout(Plan._fields[:CHANGING]), _layout(Plan._fields[CHANGING:])
 PLAN_BYTES = 8 * len(Plan._fields)
-#: for kernels: the plan that lies at an address
-load_plan = words_at(_WORDS)
+#: for kernels: the plan that lies at an address; and one that is still being filled in
+load_plan, plan_to_fill_in = (words_at(Words("plan", _FIELDS, fixed)) for fixed in (True, False))
 #: where the words stand that differ between calls of the same shapes
 LOGITS_WORD, TARGETS_WORD, WEIGHT_WORD, SAMPLE_WEIGHT_WORD = (
     8 * Plan._fields.index(name) for name in ("logits", "targets", "weight", "sample_weight")

@@ -29,7 +29,6 @@ from fastswl.kernels.rows import (
     SHIFT,
     TABLE_BYTES,
     describe_tile,
-    in_float64,
     settle_step,
     start_block,
 )
@@ -37,6 +36,7 @@ from fastswl.simd import (
     VECTOR_BYTES,
     arithmetic_of,
     greatest,
+    in_float64,
     lanes,
     least,
     load_double,

@@ -26,10 +26,10 @@ from fastswl.simd import (
     SideBySide,
     any_lane,
     arithmetic_of,
-    by_type,
     choose,
     fma,
     formula,
+    in_float64,
     lanes,
     load_double,
     load_doubles_at,
@@ -282,12 +282,6 @@ def describe_tile(storage, plan, table, outer, inner, count):
 
 
 @formula
-def in_float64(storage):
-    """Whether arithmetic is in float64, which has no digits to spare; float32 has, its sums being float64."""
-    return by_type(storage, False, True)
-
-
-@formula
 def times_inverse(storage, numerator, inverse, inverse_low):
     """numerator * (inverse + inverse_low) of float64 vectors, as two parts of the arithmetic type of `storage`."""
     product = numerator * inverse
@@ -329,7 +323,7 @@ class RowSums(NamedTuple):
 
 
 @formula
-def sums_of_others(storage, plan, table):
+def sums_of_others(storage, table):
     """d in two parts; NaN of a row with +inf, which has no finite answer."""
     top = load_wide(storage, table + TOP)
     d, d_low = load_wide(storage, table + REST), load_wide(storage, table + REST_LOW)
@@ -400,7 +394,7 @@ def logarithms(storage, plan, table):
 
     log(S / e) = log1p(d / e) keeps its relative accuracy however small, where d <= e.
     """
-    d, d_low = sums_of_others(storage, plan, table)
+    d, d_low = sums_of_others(storage, table)
     top = load_wide(storage, table + TOP)
     m = load_wide(storage, table + REFERENCE)
     power = load_wide(storage, table + POWER)
@@ -531,7 +525,7 @@ def others_at_target(storage, table):
 def finish_rows(storage, plan, table):
     """From the sums of each row to its loss, the factors of its gradient, and its log-sum."""
     if plan.operation == SOFTMAX:
-        total, total_low = sums_of_others(storage, plan, table)
+        total, total_low = sums_of_others(storage, table)
         invert_sums(storage, table, total, total_low)
         return
     sums = logarithms(storage, plan, table)

@@ -20,6 +20,7 @@ from fastswl.kernels.rows import (
     MASS_MOVES,
     ONES,
     REFERENCE_LOW,
+    ROW_WEIGHT,
     SPREAD_DISTANCE,
     SPREAD_MASS,
     smoothing_unit,
@@ -137,7 +138,7 @@ def spread_mass(storage, target_storage, plan, mass, class_step, outer, inner, f
 
 
 @formula
-def vectors_serve(storage, target_storage, plan):
+def made_by_vectors(storage, target_storage, plan):
     """Whether the mass can be made a vector at a time: no mask, targets that are worked on in the type of the logits."""
     return (plan.mask == 0) & ((plan.kind != PROBABILITY_TARGETS) | same_arithmetic(storage, target_storage))
 
@@ -181,6 +182,15 @@ def all_finite(total, distance):
     return ~any_lane(~is_finite(total) | ~is_finite(distance))
 
 
+@formula
+def clear_ignored(storage, table, tile, n_classes):
+    """An ignored row is as if it were 0."""
+    ignored = load_wide(storage, table + ROW_WEIGHT) == 0.0
+    for c in steps(0, n_classes):
+        x = load(storage, tile + VECTOR_BYTES * c)
+        store(storage, tile + VECTOR_BYTES * c, select(ignored, splat_like(x, 0.0), x))
+
+
 @routine
 def put_weights(storage, plan, table, mass):
     """The class weights into a tile, each in all lanes, if they are not there."""
@@ -195,7 +205,7 @@ def put_weights(storage, plan, table, mass):
 def make_mass_of_tile(storage, target_storage, plan, mass, outer, inner, count):
     """The target mass of every class of every row of a tile."""
     place = targets_of_row(plan, outer, inner)
-    if vectors_serve(storage, target_storage, plan):
+    if made_by_vectors(storage, target_storage, plan):
         load_tile(target_storage, mass, place, plan.targets_inner, plan.targets_class, plan.n_classes, count)
         smooth_tile(storage, plan, mass)
         return
@@ -243,6 +253,7 @@ def spread_of_tile(storage, target_storage, plan, table, tile, low_parts, mass, 
         q_sum = select(known, q_sum, settled(sums.total, sums.total_low))
         away = select(known, away, settled(sums.distance, sums.distance_low))
         at, moves = mass, word(1)
+        clear_ignored(storage, table, mass, n)
         store_int64(table + FILLED, 0)
     if even:
         q_sum, away = splat_like(q_sum, smoothing_unit(plan) * plan.weight_total), away * smoothing_unit(plan)
@@ -257,7 +268,7 @@ def make_mass(storage, target_storage, plan, mass, n_vectors, outer, inner, firs
     """The target mass of the classes of a part."""
     size = itemsize(storage)
     place = targets_of_row(plan, outer, inner) + first_class * plan.targets_class
-    if vectors_serve(storage, target_storage, plan):
+    if made_by_vectors(storage, target_storage, plan):
         load_part(target_storage, mass, place, plan.targets_class, n)
         smooth_part(storage, plan, mass, first_class, n_vectors)
     else:

@@ -143,7 +143,7 @@ def move_vector(to, target, of, source):
     store(to, target, load(of, source))
 
 
-def groups(storage, n_classes, large=True):
+def groups(storage, n_classes, large):
     """The first class of each group that is transposed at once, and how many it has: large ones, and small ones for what is left."""
     small = columns_in_group(storage)
     if large:

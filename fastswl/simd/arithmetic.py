@@ -11,13 +11,6 @@ from fastswl.simd.types import I1, I32, I64, Vector, target_has
 
 
 @intrinsic
-def broadcast(typingctx, storage, scalar):
-    """A vector with `scalar` in every lane."""
-    vector = storage.vector
-    return vector(storage, vector), lambda context, builder, sig, args: args[1]
-
-
-@intrinsic
 def splat_like(typingctx, vector, scalar):
     """A vector of the type of the first argument with `scalar` in every lane."""
     return vector(vector, vector), lambda context, builder, sig, args: args[1]

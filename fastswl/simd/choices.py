@@ -6,7 +6,7 @@ import os
 import llvmlite.ir as ir
 from numba.core import types
 
-from fastswl.simd.symbols import as_symbol, intrinsic
+from fastswl.simd.symbols import as_symbol, formula, intrinsic
 from fastswl.simd.types import I1, I64, STORAGE_TYPES, target_has
 
 #: the first-level cache of most processors of before 2020
@@ -68,6 +68,12 @@ def by_type(typingctx, storage, for_float32, for_float64):
 by_type.in_formulas = lambda storage, for_float32, for_float64: (
     for_float32 if as_symbol(storage).type.storage.arithmetic == types.float32 else for_float64
 )
+
+
+@formula
+def in_float64(storage):
+    """Whether arithmetic is in float64, which has no digits to spare; float32 has, its sums being float64."""
+    return by_type(storage, False, True)
 
 
 @intrinsic

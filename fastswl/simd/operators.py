@@ -70,8 +70,6 @@ def _binary_operator(function, emit, result_element=None):
     def lower(context, builder, sig, args):
         return emit(builder, sig.args[0].element, *args)
 
-    return VectorOperator
-
 
 def _is_float(element):
     return isinstance(element, types.Float)
@@ -138,18 +136,3 @@ def _lower_negation(context, builder, sig, args):
 
 def emit_negation(builder, type_, value):
     return builder.fneg(value) if _is_float(getattr(type_, "element", type_)) else builder.neg(value)
-
-
-@infer_global(operator.invert)
-class _MaskInversion(AbstractTemplate):
-    metadata = _TRIED_FIRST
-
-    def generic(self, args, kws):
-        if len(args) == 1 and isinstance(args[0], Vector):
-            return signature(args[0], args[0])
-        return None
-
-
-@lower_builtin(operator.invert, Vector)
-def _lower_inversion(context, builder, sig, args):
-    return builder.not_(args[0])

@@ -56,11 +56,10 @@ def pair_up(typingctx, a, b, distance):
     step = distance.literal_value
 
     def codegen(context, builder, sig, args):
-        firsts = [first for first in range(0, a.lanes, 2 * step)]
         halves = []
         for half in (0, step):
-            order = [start + half + i for first in firsts for start in (first, a.lanes + first) for i in range(step)]
-            halves += [builder.shuffle_vector(*args[:2], ir.Constant(ir.VectorType(I32, len(order)), order[: a.lanes]))]
+            starts = [start + half for first in range(0, a.lanes, 2 * step) for start in (first, a.lanes + first)]
+            halves.append(shuffle(builder, *args[:2], [start + i for start in starts for i in range(step)]))
         return context.make_tuple(builder, sig.return_type, halves)
 
     return types.UniTuple(a, 2)(a, b, distance), codegen

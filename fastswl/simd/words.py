@@ -61,19 +61,23 @@ ARRAY_C_CONTIGUOUS, ARRAY_ALIGNED, ARRAY_WRITEABLE = 0x1, 0x100, 0x400
 
 
 class Words(types.Type):
-    """Numba type of the address of 8-byte words with names; a name is read as an attribute."""
+    """Numba type of the address of 8-byte words with names; a name is read as an attribute.
 
-    def __init__(self, name, fields):
+    Words that are `fixed` nobody writes while they are read: LLVM may read them once.
+    """
+
+    def __init__(self, name, fields, fixed):
         self.fields = fields  # name -> (number of the word, its Numba type)
-        super().__init__(name=f"words({name})")
+        self.fixed = fixed
+        super().__init__(name=f"words({name}, {fixed})")
 
     def read(self, builder, address, name):
         """Write the load of the word `name`."""
         number, type_ = self.fields[name]
         place = builder.add(address, ir.Constant(I64, 8 * number))
         loaded = builder.load(pointer_to(builder, place, LLVM[type_]), align=8)
-        # nobody writes them while a kernel runs: LLVM may read them once
-        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        if self.fixed:
+            loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
         return loaded
 
 
