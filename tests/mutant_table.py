@@ -1670,17 +1670,10 @@ STREAM, VECTORS, CACHE = "kernels/stream.py", "vectormath.py", "cache.py"
 
 SPECIAL_VALUES = [
     mutant(
-        "probabilities of rows that weigh nothing are not read: tiles",
+        "probabilities of rows that weigh nothing are not read",
         SPREAD,
         "        clear_ignored(storage, table, mass, n)\n",
         "",
-        "test_special_values.py::test_probabilities_of_rows_that_weigh_nothing_are_never_read",
-    ),
-    mutant(
-        "probabilities of rows that weigh nothing are not read: rows",
-        RESULTS,
-        "at = select(ignored, table + ONES, load_int64(part + step * PART_MASS_AT))",
-        "at = load_int64(part + step * PART_MASS_AT)",
         "test_special_values.py::test_probabilities_of_rows_that_weigh_nothing_are_never_read",
     ),
     mutant(

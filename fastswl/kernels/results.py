@@ -171,9 +171,7 @@ def finish_part(
         def spread():
             beta = load_double(table + SPREAD_SCALE + 8 * row)
             beta = beta * select(spread_evenly(plan), smoothing_unit(plan), 1.0)
-            # (the mass of an ignored row may be NaN)
-            at = select(ignored, table + ONES, load_int64(part + step * PART_MASS_AT))
-            return beta, at, select(ignored, 0, load_int64(part + step * PART_MASS_MOVES))
+            return beta, load_int64(part + step * PART_MASS_AT), load_int64(part + step * PART_MASS_MOVES)
 
         beta, mass, mass_moves = choose(spread_wanted(plan), lambda: (0.0, table + ONES, 0), spread)
         apart = capped(plan) & ~slopes_on_the_way(plan)
