@@ -4091,7 +4091,7 @@ BATCHES = [
     mutant(
         "batches: no guess is right of logits too far below",
         BATCH,
-        "right = right & (bottom >= lowest)",
+        "right = right & (bottom >= lowest + LEFT_OUT_BELOW)",
         "right = right & (bottom == bottom)",
         BATCH_IN_CACHE,
     ),

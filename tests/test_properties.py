@@ -278,8 +278,8 @@ def test_bits_of_a_row_do_not_depend_on_its_batch(classes, dtype):
             assert same_bits(function(others, y)[5], whole[5]), (number, value)
 
 
-@pytest.mark.parametrize("classes", [20, 300, 400, 447, 448, 1000, 2048, 2049])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [20, 350, 351, 447, 448, 1000, 2048, 2049])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 def test_a_row_cut_from_a_batch_whose_classes_lie_apart_has_its_bits(classes, dtype):
     """Alone it has no neighbour, and cut by steps none beside it."""
     rng = np.random.default_rng(4)

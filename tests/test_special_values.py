@@ -202,7 +202,7 @@ def test_ignored_rows_are_never_read(classes, dtype, axis):
         assert same_bits(alone, expected[1])
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 5000])
+@pytest.mark.parametrize("classes", [2, 10, 100, 5000])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_probabilities_of_rows_that_weigh_nothing_are_never_read(classes, dtype, axis):

@@ -17,7 +17,7 @@ from fastswl.kernels.batch_results import RowOut, write_rows
 from fastswl.kernels.block import FAR_32, larger, once_ahead, smaller
 from fastswl.kernels.lines import copy_numbers, vectors_in, vectors_of
 from fastswl.kernels.merge import largest_is_most, mark_rows, settle_rows, take_largest_out, weight_of_part
-from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, WRONG_GUESSES, row_part
+from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, LEFT_OUT_BELOW, WRONG_GUESSES, row_part
 from fastswl.kernels.plan import LOG_SOFTMAX, LOSS, logits_of_row, results_of_row, spread_evenly
 from fastswl.kernels.results import no_results, results_in_place
 from fastswl.kernels.rows import (
@@ -439,8 +439,8 @@ def settled_guesses(storage, target_storage, plan, table, memory, count, bottom)
     above = units - widen(power)
     lowest = lane(exp_reference(storage, splat_like(top, units))[1], 0)
     right = ~any_lane(~inside) & ~any_lane(~((above >= 0.0) & (above <= GUESS_ABOVE)))
-    # (e of the least x is no subnormal number)
-    right = right & (bottom >= lowest)
+    # (what is multiplied for e of the least x is no subnormal number, or its bits would hang on the guess)
+    right = right & (bottom >= lowest + LEFT_OUT_BELOW)
     highest = to_float64(lane(max_lanes(storage, power), 0))
 
     def use():
