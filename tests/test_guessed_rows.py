@@ -10,7 +10,7 @@ import fastswl as swl
 CLASSES = (1000, 665, 704, 4101, 9001)
 #: the same of one part, past those that go in batches
 MORE_CLASSES = (*CLASSES, 2056, 2073, 2080)
-DTYPES = ["float32", "float64", "float16", "bfloat16"]
+DTYPES = ["float32", "float64", "float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
 
 
 def rows_of_all_kinds(n_classes, dtype, seed):
@@ -151,7 +151,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", pytest.param("float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("n_classes", [3, 10, 48, 49, 100, 300, 447, *MORE_CLASSES])
 def test_with_options_no_row_hangs_on_its_neighbours(n_classes, dtype, name):
     """Neither on whether its power of two was guessed, nor on rows of its tile for which another way has to be taken."""
