@@ -128,7 +128,7 @@ def inputs(shape: Shape, dtype: str = "float32") -> Inputs:
 
     A million numbers repeat (their count is prime to all shapes here), which makes arrays of a
     gigabyte in a moment. Times hang on the kind of numbers: from 160 classes on a kernel reads rows
-    twice that are spread over more than about 100, hold -inf, or whose largest logits differ by more
+    twice that are spread over more than about 85, hold -inf, or whose largest logits differ by more
     than about 20 from row to row. None here do.
     """
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """The softmax-with-loss layer of a network that is trained by hand-written backpropagation."""
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -298,7 +299,7 @@ def _copy_or_none(name: str, value: object) -> Array | None:
 
 def _scale(grad: Array, factor: float | Array, target: Array) -> None:
     """Write grad * factor to `target`, in float64 unless a float32 product is as good; 0 stays 0, whatever the factor is."""
-    if not np.isfinite(factor).all():
+    if not (math.isfinite(factor) if isinstance(factor, float) else np.isfinite(factor).all()):
         # (an ignored row's gradient is 0)
         factor = np.where(grad == 0, 0.0, factor)
     with np.errstate(all="ignore"):

@@ -28,7 +28,9 @@ _LOWEST_INT64: Final = -(2**63)
 _HIGHEST_INT64: Final = 2**63 - 1
 _SMALLEST: Final = math.nextafter(0.0, 1.0)  # the smallest float above 0
 _LARGEST: Final = math.nextafter(math.inf, 0.0)  # the largest finite float
-_SMALLEST_FLOAT32, _LARGEST_FLOAT32 = (float(limit) for limit in (np.finfo("f4").tiny, np.finfo("f4").max))
+_SMALLEST_NORMAL_FLOAT32, _LARGEST_NORMAL_FLOAT32 = (
+    float(limit) for limit in (np.finfo("f4").tiny, np.finfo("f4").max)
+)
 
 
 def real_number(name: str, value: object) -> float:
@@ -146,10 +148,10 @@ def scalars_in_float32(logit_scale: float, softcap: float | None) -> tuple[float
     Traceback (most recent call last):
     ValueError: logit_scale must be in the normal range of float32, as the logits are, got 1e+39
     """
-    if softcap is not None and softcap > _LARGEST_FLOAT32:
+    if softcap is not None and softcap > _LARGEST_NORMAL_FLOAT32:
         softcap = None
     for name, value in (("logit_scale", logit_scale), ("softcap", softcap)):
-        if value is not None and not _SMALLEST_FLOAT32 <= value <= _LARGEST_FLOAT32:
+        if value is not None and not _SMALLEST_NORMAL_FLOAT32 <= value <= _LARGEST_NORMAL_FLOAT32:
             raise ValueError(f"{name} must be in the normal range of float32, as the logits are, got {value!r}")
     return logit_scale, softcap
 
@@ -168,7 +170,7 @@ def check_float32_weights(weight: npt.NDArray[np.float64]) -> None:
     Traceback (most recent call last):
     ValueError: weight must be 0 or in the normal range of float32, as the logits are, got 1e-50 at index 1
     """
-    outside = (weight != 0.0) & ((weight < _SMALLEST_FLOAT32) | (weight > _LARGEST_FLOAT32))
+    outside = (weight != 0.0) & ((weight < _SMALLEST_NORMAL_FLOAT32) | (weight > _LARGEST_NORMAL_FLOAT32))
     if outside.any():
         first = int(np.argmax(outside))
         raise ValueError(

@@ -86,9 +86,9 @@ def _exact_loss_and_gradient(logits: Sequence[float], target: int) -> list[decim
         largest = row.index(max(row))
         e = [(logit - row[largest]).exp() for logit in row]
         rest = _sum_without(e, largest)
-        # in 1 + rest, 1e-174 would vanish; of the series, the third term is below 1e-80 of the first
-        log_total = (1 + rest).ln() if rest > decimal.Decimal("1e-40") else rest - rest * rest / 2
         total = 1 + rest
+        # in this 1e-174 would vanish; of the series, the third term is below 1e-80 of the first
+        log_total = total.ln() if rest > decimal.Decimal("1e-40") else rest - rest * rest / 2
         gradient = [value / total for value in e]
         gradient[target] = -_sum_without(e, target) / total
         return [(row[largest] - row[target]) + log_total, *gradient]

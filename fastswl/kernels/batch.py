@@ -14,7 +14,7 @@ import numpy as np
 
 from fastswl.compilation import routine
 from fastswl.kernels.batch_results import RowOut, write_rows
-from fastswl.kernels.block import FAR_32, larger, once_ahead, smaller
+from fastswl.kernels.block import FAR_32, block_maximum, larger, nan_where_any, once_ahead, smaller
 from fastswl.kernels.lines import copy_numbers, vectors_in, vectors_of
 from fastswl.kernels.merge import largest_is_most, mark_rows, settle_rows, take_largest_out, weight_of_part
 from fastswl.kernels.part import GUESS_ABOVE, GUESS_MARGIN, LEFT_OUT_BELOW, WRONG_GUESSES, row_part
@@ -530,18 +530,13 @@ def references_of_rows(storage, plan, table, memory, batch):
         own = Row(storage, plan, memory, batch, row)
         own.keep_left_out(table, row)
         last = own.last_vector()
-        top = Running(larger(last, zero - np.inf))
-        for i in steps(0, own.whole):
-            top.value = larger(own.logit(i), top.value)
+        top = larger(larger(last, zero - np.inf), block_maximum(own.given, own.logits, own.whole))
 
-        def nan_where_any(own=own, last=last, top=top):
-            strange = Running(select(last == last, zero, last))
-            for i in steps(0, own.whole):
-                x = own.logit(i)
-                strange.value = select(x == x, strange.value, x)
-            return select(any_lane(strange.value != strange.value), splat_like(zero, np.nan), top.value)
+        def infinite(own=own, last=last, top=top):
+            strange = nan_where_any(own.given, own.logits, own.whole, select(last == last, zero, last))
+            return select(any_lane(strange != strange), splat_like(zero, np.nan), top)
 
-        top = choose(any_lane(top.value == np.inf), lambda top=top: top.value, nan_where_any)
+        top = choose(any_lane(top == np.inf), lambda top=top: top, infinite)
         store(arithmetic, memory + TOPS + VECTOR_BYTES * row, top)
     top = tops_of_rows(arithmetic, memory, batch.count)
     m = select(absolute(top) < np.inf, top, zero)

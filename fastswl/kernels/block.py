@@ -103,17 +103,23 @@ def smaller(x, bottom):
     return select(x < bottom, x, bottom)
 
 
+def stored_bytes(storage):
+    """For formulas: bytes of a vector as it lies in memory."""
+    return lanes(storage) * itemsize(storage)
+
+
 @formula
 def block_maximum(storage, source, n):
     """The largest of each lane; NaN is dropped (the exponentials keep it)."""
+    step = stored_bytes(storage)
     none = splat_like(load(storage, source), -np.inf)
     # two chains: each comparison waits for the one before
     top, other = Running(none), Running(none)
     for i in steps(0, n >> 1):
-        place = source + 2 * VECTOR_BYTES * i
+        place = source + 2 * step * i
         top.value = larger(load(storage, place), top.value)
-        other.value = larger(load(storage, place + VECTOR_BYTES), other.value)
-    last = choose((n & 1) != 0, lambda: none, lambda: load(storage, source + VECTOR_BYTES * (n - 1)))
+        other.value = larger(load(storage, place + step), other.value)
+    last = choose((n & 1) != 0, lambda: none, lambda: load(storage, source + step * (n - 1)))
     return larger(other.value, larger(last, top.value))
 
 
@@ -122,7 +128,7 @@ def nan_where_any(storage, source, n, top):
     """`top`, but NaN in lanes that hold a NaN: rows with +inf, where the exponentials can't tell."""
     result = Running(top)
     for i in steps(0, n):
-        x = load(storage, source + VECTOR_BYTES * i)
+        x = load(storage, source + stored_bytes(storage) * i)
         result.value = select(x == x, result.value, x)
     return result.value
 
@@ -162,7 +168,7 @@ class Logits(NamedTuple):
     patched: int | None = None
 
     def vector_bytes(self):
-        return lanes(self.given) * itemsize(self.given)
+        return stored_bytes(self.given)
 
     def given_at(self, pair):
         """What loads the two vectors as they were given."""
